@@ -1,0 +1,49 @@
+"""Direct PostgreSQL connections that stay healthy in serverless functions.
+
+The names below are the public interface; `serverless_pg_kit.events` has the events, `serverless_pg_kit.testing` a
+throw-away server for tests.
+"""
+
+from __future__ import annotations
+
+from serverless_pg_kit.aws_lambda import default_engine, with_db
+from serverless_pg_kit.decisions.census import Census
+from serverless_pg_kit.decisions.classify import FailureKind, Rule
+from serverless_pg_kit.decisions.cleaning import CleanReport
+from serverless_pg_kit.engine import Engine
+from serverless_pg_kit.errors import (
+    AcquireTimeout,
+    CommitUnknown,
+    ConnectRejected,
+    CredentialsRejected,
+    ServerlessPgError,
+    SettingsError,
+    TooManyConnections,
+    TransactionFailed,
+)
+from serverless_pg_kit.scope import Scope
+from serverless_pg_kit.settings import Settings
+from serverless_pg_kit.statements import Statements
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AcquireTimeout",
+    "Census",
+    "CleanReport",
+    "CommitUnknown",
+    "ConnectRejected",
+    "CredentialsRejected",
+    "Engine",
+    "FailureKind",
+    "Rule",
+    "Scope",
+    "ServerlessPgError",
+    "Settings",
+    "SettingsError",
+    "Statements",
+    "TooManyConnections",
+    "TransactionFailed",
+    "default_engine",
+    "with_db",
+]

@@ -1,0 +1,267 @@
+"""What both shells share: everything an engine does that waits for nothing."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq import abc as pq_abc
+
+from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.connect import Refusal
+from serverless_pg_kit.conninfo import ConnParams, complete
+from serverless_pg_kit.decisions.backoff import Backoff
+from serverless_pg_kit.decisions.census import Census, census_interval, read_census
+from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
+from serverless_pg_kit.decisions.deadline import Deadline, deadline_after, server_timeouts
+from serverless_pg_kit.decisions.ending import Ending, choose_ending
+from serverless_pg_kit.events import (
+    Announcer,
+    Closed,
+    Counted,
+    Expired,
+    Lost,
+    MaintenanceFailed,
+    PoolerDetected,
+    Refused,
+    Stats,
+)
+from serverless_pg_kit.exchange import Answers, ending_problem, is_alive, sql_error
+from serverless_pg_kit.retry import Retry
+from serverless_pg_kit.scope import Scope
+from serverless_pg_kit.session import Baseline, transaction_mode
+from serverless_pg_kit.settings import DEFAULT_FLEET, LONGEST_NAME, Settings
+from serverless_pg_kit.slots import Slot, Slots
+
+ATTEMPT_SECONDS = 5.0
+"""Longest single attempt on one address, unless the user sets ``connect_timeout``: leaves time for another one."""
+
+OPEN_SECONDS = 1.0
+"""How long a connection that was idle may take to answer before it is taken for dead and replaced."""
+
+CLOSE_SECONDS = 1.0
+"""Least time for the end of a request, even past its deadline: a COMMIT that is not waited for is one unknown."""
+
+TRACED_ATTEMPTS = 32
+"""Attempts whose SQLSTATE is traced before the kit believes that it can read the server's words (`connect.traced`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """A close exchange: its message, how many commits it makes, and whether it ends with a census."""
+
+    message: str
+    commits: int
+    census: bool
+
+
+class EngineBase:
+    """Settings, slots and announcements of an engine, and the parts of its work that do not wait."""
+
+    def __init__(self, settings: Settings | None = None, /, **names: Any) -> None:
+        if settings is not None and names:
+            raise TypeError("pass a Settings object or single settings, not both")
+        self.settings: Settings = Settings.from_env(**names) if settings is None else settings
+        self.settings.parameters(os.environ)  # so that a bad DATABASE_URL is told here and not in the first request
+        self._clock = Clock()
+        self._announce = Announcer(self.settings.listeners())
+        self._slots = Slots(self.settings.max_size)
+        self._traces_left = TRACED_ATTEMPTS
+        self._told: set[str] = set()
+        self._finalizer = weakref.finalize(self, _close_idle, self._slots)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._slots.taken} in use, {self._slots.idle} idle, {self.settings!r}>"
+
+    @property
+    def stats(self) -> Stats:
+        """What happened in this process since the engine was made: a snapshot of counts."""
+        taken, idle = self._slots.taken, self._slots.idle
+        return self._announce.stats(open=taken + idle, in_use=taken)
+
+    def _deadline(self, seconds: float | None) -> Deadline:
+        return deadline_after(seconds, self._clock.monotonic)
+
+    def _retry(self, request_deadline: Deadline) -> Retry:
+        backoff = Backoff(self.settings.backoff_base, self.settings.backoff_cap, self.settings.max_retries)
+        deadline = request_deadline.within(self.settings.max_wait)
+        return Retry(backoff, deadline, request_deadline, self._clock)
+
+    def _parameters(self) -> ConnParams:
+        params = self.settings.parameters(os.environ)
+        fleet = self.settings.application_name
+        if fleet == DEFAULT_FLEET:
+            fleet = params.get("application_name", fleet)
+        function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "")
+        name = f"{fleet}:{function}" if function else fleet
+        return complete(params, name[:LONGEST_NAME], os.environ)
+
+    def _attempt_deadline(self, retry: Retry, params: ConnParams, addresses_left: int) -> Deadline:
+        patience = float(params.get("connect_timeout") or ATTEMPT_SECONDS)
+        if not self.settings.max_wait:  # 0 means one attempt, and that takes its time
+            return retry.request_deadline.within(patience)
+        return retry.deadline.within(min(patience, retry.deadline.remaining() / addresses_left))
+
+    def _understand(self, refusal: Refusal, retry: Retry) -> Failure:
+        failure = classify(refusal.message, refusal.codes, self.settings.connect_rules)
+        if "FATAL" in refusal.message:
+            by_words = classify(refusal.message, (), self.settings.connect_rules)
+            self._traces_left = TRACED_ATTEMPTS if by_words.kind is FailureKind.UNKNOWN else 0
+        self._announce(Refused(failure.kind.value, failure.message, failure.code, retry.attempts + 1))
+        return failure
+
+    def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
+        """Make a connection of `pgconn` and a slot around it. Closes it if `configure` raises."""
+        conn = self.settings.connection_class(pgconn)
+        try:
+            conn.autocommit = self.settings.autocommit
+            if self.settings.configure is not None:
+                self.settings.configure(conn)
+            baseline = Baseline.of(conn)
+        except BaseException:
+            conn.close()
+            raise
+        now = self._clock.wall()
+        lifetime = self.settings.max_lifetime
+        return Slot(
+            conn=conn,
+            baseline=baseline,
+            pid=pgconn.backend_pid,
+            server_version=pgconn.server_version,
+            fleet=(pgconn.parameter_status(b"application_name") or b"").decode().partition(":")[0],
+            born=now,
+            expires=float("inf") if lifetime is None else now + lifetime * (1 - self._clock.dice() / 10),
+            generation=self._slots.generation,
+            idle_since=now,
+        )
+
+    def _open_deadline(self, retry: Retry, fresh: bool) -> Deadline:
+        """Return the time for the open exchange: what is idle has little, so that enough is left to replace it."""
+        left = retry.deadline.remaining()
+        if fresh:
+            return retry.deadline if left else retry.request_deadline.within(ATTEMPT_SECONDS)
+        return retry.request_deadline.within(min(OPEN_SECONDS, left / 2) if left else OPEN_SECONDS)
+
+    def _is_usable(self, slot: Slot) -> bool:
+        """Tell whether an idle connection may serve a request, as far as can be seen without a round trip."""
+        now = self._clock.wall()
+        if now >= slot.expires:
+            self._announce(Expired(slot.pid, now - slot.born))
+            self._drop(slot, "max_lifetime")
+        elif not self._slots.is_current(slot):
+            self._drop(slot, "a connection as old as this one was found dead")
+        elif not is_alive(slot.conn.pgconn):
+            self._lose(slot, "peek")
+        else:
+            return True
+        return False
+
+    def _open_message(self, slot: Slot, deadline: Deadline, isolation_level: Any, read_only: bool | None) -> str:
+        """Return the open exchange: empty for an autocommit connection that has nothing to change."""
+        statements = self.settings.statements
+        begin = (
+            [] if slot.conn.autocommit else [statements.begin(transaction_mode(slot.conn, isolation_level, read_only))]
+        )
+        slot.timeouts = server_timeouts(deadline.remaining())
+        if slot.direct is False or (not begin and slot.direct and not slot.timeouts.statement):
+            return "; ".join(begin)
+        return "; ".join([statements.open(slot.pid, slot.timeouts, slot.server_version), *begin])
+
+    def _read_open(self, slot: Slot, answers: Answers) -> None:
+        """Learn from the first open whether a pooler stands between."""
+        if slot.direct is None and answers.rows:
+            slot.direct = answers.rows[0][0] == str(slot.pid)
+            if not slot.direct:
+                slot.conn.prepare_threshold = None
+                slot.baseline.attributes["prepare_threshold"] = None
+                self._announce(PoolerDetected(slot.pid))
+
+    def _ending(self, slot: Slot, scope: Scope) -> Ending:
+        conn = slot.conn
+        ending = choose_ending(
+            TransactionStatus(conn.pgconn.transaction_status),
+            wants_commit=scope._wants_commit,
+            spoiled=scope._spoiled,
+            tells_failure=scope._tells_failure,
+            autocommit=conn.autocommit,
+            closed_by_user=conn.closed and not conn.broken,
+        )
+        # A COMMIT that was never sent is not an unknown one.
+        return Ending.LOST if ending is Ending.COMMIT and not is_alive(conn.pgconn) else ending
+
+    def _closing(self, slot: Slot, *, commit: bool) -> Closing:
+        """Return the close exchange: an empty message if there is nothing to do."""
+        statements, autocommit = self.settings.statements, self.settings.autocommit
+        parts = [statements.commit()] if commit else []
+        if slot.direct and self.settings.reset:
+            parts.append(statements.reset(slot.pid, slot.server_version, keep_guard=autocommit))
+        elif slot.direct:
+            parts.append(statements.undo_open(slot.pid, slot.timeouts, slot.server_version, keep_guard=autocommit))
+        parts = [part for part in parts if part]
+        with_census = bool(slot.direct) and self._clock.wall() >= slot.census_at
+        census = [statements.census(self._fleet(slot))] if with_census else []
+        return Closing("; ".join(parts + census), len(parts), with_census)
+
+    def _read_close(self, slot: Slot, closing: Closing, answers: Answers) -> Census | None:
+        """Return the census in `answers`. Raises the error in them, unless it is the census alone that failed."""
+        error = answers.error
+        if error is not None and not (closing.census and answers.commits == closing.commits):
+            raise sql_error(error)
+        if error is not None:
+            self._maintenance_failed("census", sql_error(error))
+            slot.census_at = self._clock.wall() + self.settings.census_ttl
+            return None
+        return self._read_census(slot, answers) if closing.census else None
+
+    def _close_failed(self, ending: Ending, answers: Answers, error: Exception) -> None:
+        """Announce that the end of a request failed, unless the caller hears of it anyway."""
+        if ending_problem(ending, answers) is None:
+            self._maintenance_failed("close", error)
+
+    def _fleet(self, slot: Slot) -> str:
+        return sql.Literal(slot.fleet).as_string(slot.conn)
+
+    def _read_census(self, slot: Slot, answers: Answers) -> Census:
+        """Return the census in `answers` and set when this connection takes its next one."""
+        census = read_census([int(value or 0) for value in answers.rows[0]], self.settings.max_connections)
+        interval = census_interval(self.settings.census_ttl, census.fleet_used, self._clock.dice())
+        slot.census_at = self._clock.wall() + interval
+        self._announce(Counted(census.used, census.fleet_used, census.room))
+        return census
+
+    def _traces(self) -> bool:
+        """Tell whether the next attempt to connect is to be traced, and count it."""
+        self._traces_left -= 1
+        return self._traces_left >= 0
+
+    def _close_deadline(self, deadline: Deadline) -> Deadline:
+        return Deadline(max(deadline.at, self._clock.monotonic() + CLOSE_SECONDS), self._clock.monotonic)
+
+    def _lose(self, slot: Slot, seen: str) -> None:
+        """Drop a connection that turned out dead."""
+        self._announce(Lost(slot.pid, seen, self._clock.wall() - slot.idle_since))
+        self._drop(slot, f"dead ({seen})")
+
+    def _drop(self, slot: Slot, reason: str) -> None:
+        """Close a connection, whatever its state. Never raises."""
+        if slot.conn.pgconn.status != ConnStatus.BAD or not slot.conn.closed:
+            self._announce(Closed(slot.pid, reason))
+        slot.conn.close()
+
+    def _maintenance_failed(self, stage: str, error: object) -> None:
+        """Announce the failure of the engine's own work, once for each stage and kind of error."""
+        key = f"{stage} {type(error).__name__}"
+        if key not in self._told:
+            self._told.add(key)
+            self._announce(MaintenanceFailed(stage, str(error).strip()))
+
+
+def _close_idle(slots: Slots) -> None:
+    """Close what is idle when the engine is collected or the interpreter exits, so that the server need not notice."""
+    if slots.process == os.getpid():
+        for slot in slots.condemn():
+            slot.conn.close()

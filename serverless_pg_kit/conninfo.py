@@ -1,0 +1,139 @@
+"""Where to connect: the user's connection string, completed by safe defaults, its secrets kept out of sight."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
+MASK = "***"
+
+SAFE_DEFAULTS: Mapping[str, str] = {
+    "gssencmode": "disable",
+    "keepalives_idle": "30",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "5000",
+}
+"""libpq parameters that are set unless the user sets them. `tcp_user_timeout` (milliseconds) is the one that ends the
+wait on a connection whose peer vanished without a word; keepalives alone left such a query hanging for minutes."""
+
+ENVIRONMENT_NAMES = {
+    "gssencmode": "PGGSSENCMODE",
+    "sslmode": "PGSSLMODE",
+    "host": "PGHOST",
+    "hostaddr": "PGHOSTADDR",
+    "port": "PGPORT",
+    "password": "PGPASSWORD",
+}
+
+
+class ConnParams(dict[str, str]):
+    """libpq's connection parameters by name. Shows its secrets in neither `repr` nor `str`."""
+
+    def __repr__(self) -> str:
+        return repr({name: MASK if name in SECRETS else value for name, value in self.items()})
+
+    __str__ = __repr__
+
+    def conninfo(self) -> str:
+        """Return the connection string, secrets included."""
+        return make_conninfo(**self)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One host of a connection string, with what libpq needs to reach it alone."""
+
+    name: str
+    hostaddr: str
+    port: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no network is crossed: a Unix socket or a loopback address."""
+        name = self.hostaddr or self.name
+        if not name or name.startswith(("/", "@")) or name == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_conninfo(conninfo: str) -> ConnParams:
+    """Return the parameters in `conninfo`.
+
+    Raises ``ValueError`` if libpq cannot parse it, or if a host or port shows that a password was not
+    percent-encoded. The message quotes nothing of `conninfo`, which may hold that password.
+    """
+    try:
+        params = ConnParams({name: str(value) for name, value in conninfo_to_dict(conninfo).items()})
+    except ProgrammingError:
+        params = ConnParams()
+        readable = False
+    else:
+        readable = True
+    if not readable:  # raised out here, because the caught error's text and context may hold the password
+        raise ValueError("is not a connection string that libpq can parse (not shown: it may hold a password)")
+    hosts = params.get("host", "").split(",")
+    ports = [port for port in params.get("port", "").split(",") if port]
+    if any("@" in host[1:] for host in hosts) or not all(port.isdigit() for port in ports):
+        raise ValueError("has a host or port that looks like part of a password: percent-encode '@', ':' and '/'")
+    return params
+
+
+def complete(params: ConnParams, application_name: str, environ: Mapping[str, str]) -> ConnParams:
+    """Return `params` with the safe defaults and the name, without what the user or libpq's variables set already.
+
+    TLS is required unless every host is local, or the user says otherwise by parameter, variable or service file.
+    """
+    defaults = dict(SAFE_DEFAULTS)
+    by_service = "service" in params or "PGSERVICE" in environ
+    if not by_service and not all(host.is_local for host in split_hosts(params, environ)):
+        defaults["sslmode"] = "require"
+    wanted = {name: value for name, value in defaults.items() if ENVIRONMENT_NAMES.get(name, "") not in environ}
+    return ConnParams(wanted | params | {"application_name": application_name})
+
+
+def split_hosts(params: Mapping[str, str], environ: Mapping[str, str]) -> list[Host]:
+    """Return the hosts of a (possibly multi-host) connection string in order, libpq's variables considered."""
+    names, addresses, ports = (
+        (params.get(name) or environ.get(ENVIRONMENT_NAMES[name], "")).split(",")
+        for name in ("host", "hostaddr", "port")
+    )
+    count = max(len(names), len(addresses))
+    return [
+        Host(name, address, port)
+        for name, address, port in zip(
+            _spread(names, count), _spread(addresses, count), _spread(ports, count), strict=True
+        )
+    ]
+
+
+def _spread(values: list[str], count: int) -> Iterator[str]:
+    """Yield `count` values; a single one stands for all hosts, as in libpq."""
+    return iter(values * count if len(values) == 1 else [*values, *[""] * count][:count])
+
+
+def secrets_in(params: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the secret values that could show up in a message about a connection made with `params`."""
+    found = [params.get(name, "") for name in SECRETS] + [environ.get("PGPASSWORD", "")]
+    return tuple(value for value in found if value)
+
+
+def scrub(message: str, secrets: Iterable[str]) -> str:
+    """Return `message` with every one of `secrets` masked, percent-encoded forms too.
+
+    Only whole words are masked: the password "app" must not blacken half of a sentence and so give itself away.
+    """
+    for secret in secrets:
+        for form in {secret, quote(secret, safe="")}:
+            message = re.sub(rf"(?<!\w){re.escape(form)}(?!\w)", MASK, message)
+    return message

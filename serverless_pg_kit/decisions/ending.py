@@ -1,0 +1,77 @@
+"""How a request ends, and what is known about its COMMIT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from psycopg.pq import TransactionStatus
+
+
+class Ending(Enum):
+    """The ways to end a request: there is `NOTHING` to commit; `COMMIT`; `ROLLBACK`; `FAILED` (roll back and tell the
+    caller); `DISCARD` a connection that cannot go on; `LOST` (discard it and tell the caller)."""
+
+    NOTHING = "nothing"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    FAILED = "failed"
+    DISCARD = "discard"
+    LOST = "lost"
+
+
+def choose_ending(
+    status: TransactionStatus,
+    *,
+    wants_commit: bool,
+    spoiled: bool,
+    tells_failure: bool,
+    autocommit: bool,
+    closed_by_user: bool,
+) -> Ending:
+    """Return how to end a request whose connection is in transaction state `status`.
+
+    `wants_commit` is False after an exception or `Scope.fail()`. `spoiled` means that a request which joined this one
+    failed and its exception was caught: a commit would keep half of its work. `tells_failure` says that the result
+    itself admits the failure (a 4xx answer, or the manual form), so that a silent rollback misleads nobody.
+    """
+    caller_believes = wants_commit and not tells_failure
+    if status == TransactionStatus.UNKNOWN:
+        return Ending.LOST if caller_believes and not (autocommit or closed_by_user) else Ending.DISCARD
+    if status == TransactionStatus.ACTIVE:  # a COPY, a stream or a pipeline left open
+        return Ending.LOST if caller_believes else Ending.DISCARD
+    if status == TransactionStatus.INERROR or spoiled:
+        return Ending.FAILED if caller_believes else Ending.ROLLBACK
+    if status == TransactionStatus.IDLE:
+        return Ending.NOTHING
+    return Ending.COMMIT if wants_commit else Ending.ROLLBACK
+
+
+class Outcome(Enum):
+    """What is known about a COMMIT that was sent."""
+
+    COMMITTED = "committed"
+    FAILED = "failed"
+    REJECTED = "rejected"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAnswer:
+    """The server's answer to COMMIT itself: its command tag, or the SQLSTATE of its error, or neither."""
+
+    tag: str | None = None
+    code: str | None = None
+
+
+def commit_outcome(answer: CommitAnswer | None) -> Outcome:
+    """Return what `answer` (``None``: there was none) says about the transaction.
+
+    The tag COMMIT means committed, whatever follows. ROLLBACK without an error means that the transaction had failed
+    before. An error says that it was not committed, unless it is about the connection (class 08, or no SQLSTATE).
+    """
+    if answer is None:
+        return Outcome.UNKNOWN
+    if answer.tag is not None:
+        return Outcome.COMMITTED if answer.tag == "COMMIT" else Outcome.FAILED
+    return Outcome.UNKNOWN if answer.code is None or answer.code.startswith("08") else Outcome.REJECTED

@@ -1,0 +1,389 @@
+"""The sync shell: it acts on decisions and holds no policy."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
+
+from psycopg import Connection, Error, IsolationLevel, OperationalError
+from psycopg.pq import ConnStatus, TransactionStatus
+
+from serverless_pg_kit.base import CLOSE_SECONDS, EngineBase
+from serverless_pg_kit.connect import Address, Refusal, attempt, resolve, wait
+from serverless_pg_kit.conninfo import ConnParams
+from serverless_pg_kit.decisions.census import Census
+from serverless_pg_kit.decisions.classify import Failure, FailureKind
+from serverless_pg_kit.decisions.cleaning import CleanReport, plan_reap, report_room
+from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.ending import Ending
+from serverless_pg_kit.errors import AcquireTimeout
+from serverless_pg_kit.events import Committed, Connected, Reaped, Retrying, Reused, RolledBack, Yielded
+from serverless_pg_kit.exchange import (
+    Answers,
+    ExchangeTimeout,
+    ending_problem,
+    is_alive,
+    run,
+    sql_error,
+    was_rejected,
+)
+from serverless_pg_kit.retry import Retry
+from serverless_pg_kit.scope import JoinedScope, Scope
+from serverless_pg_kit.settings import Settings
+from serverless_pg_kit.slots import Slot, Waiter
+
+
+class Engine(EngineBase):
+    """Direct PostgreSQL connections for one process, healthy across freezes, bursts and restarts.
+
+    Takes a `Settings` object, or single settings by name; what is not named comes from ``SERVERLESS_PG_<NAME>``.
+    Opens nothing until a request needs a connection, and starts no thread. Make it once, at module level; its methods
+    may be called from several threads. Raises `SettingsError` for bad settings.
+    """
+
+    def __init__(self, settings: Settings | None = None, /, **names: Any) -> None:
+        super().__init__(settings, **names)
+        self._current: ContextVar[Scope | None] = ContextVar("serverless_pg_kit.scope", default=None)
+
+    # Requests
+
+    @contextmanager
+    def request(
+        self,
+        *,
+        deadline: float | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        join: bool = True,
+    ) -> Iterator[Connection[Any]]:
+        """Give a connection, inside a transaction, for the length of a ``with`` block; the engine closes it.
+
+        Success commits, an exception rolls back. `deadline` is in seconds from now: it bounds the acquisition and, on
+        the server, every statement; ``None`` inherits that of an enclosing request, otherwise there is no limit;
+        ``math.inf`` opts out. `isolation_level` and `read_only` hold for this transaction; ``None`` leaves them to the
+        connection. A request inside a request joins it, unless `join` is False.
+
+        Raises `AcquireTimeout`, `TooManyConnections`, `ConnectRejected` or `CredentialsRejected` before the block, and
+        `TransactionFailed`, `CommitUnknown` or the server's error about COMMIT after it.
+        """
+        with self.scope(deadline=deadline, isolation_level=isolation_level, read_only=read_only, join=join) as scope:
+            yield scope.connection
+
+    def scope(
+        self,
+        *,
+        deadline: float | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        join: bool = True,
+    ) -> Scope:
+        """Return a request to enter by ``with``; it acquires nothing before its `connection` is touched.
+
+        Arguments and errors are those of `request`.
+        """
+        outer = self._current.get()
+        if outer is not None and join:
+            return JoinedScope(outer)
+        inherited = outer.deadline if outer is not None and deadline is None else self._deadline(deadline)
+        return Scope(self, inherited, isolation_level, read_only)
+
+    @property
+    def connection(self) -> Connection[Any]:
+        """The connection of the current request, acquired at the first touch.
+
+        Raises ``RuntimeError`` outside a request, and what `request` raises.
+        """
+        scope = self._current.get()
+        if scope is None:
+            raise RuntimeError("no request is open: use @with_db, engine.request(), engine.scope() or engine.connect()")
+        return scope.connection
+
+    def connect(self, *, deadline: float | None = None) -> Connection[Any]:
+        """Begin a request by hand and return its connection; end it with `clean`, best in a ``finally``.
+
+        `deadline` and errors are those of `request`. If a request is open, its connection is returned, unless that
+        was lost meanwhile.
+        """
+        scope = self._current.get()
+        if scope is not None and scope.has_connection and not is_alive(scope.connection.pgconn):
+            self._abort(scope)
+            scope = None
+        if scope is None:
+            scope = Scope(self, self._deadline(deadline), None, None)
+            conn = scope.connection
+            self._current.set(scope)
+            return conn
+        return scope.connection
+
+    def clean(self) -> CleanReport:
+        """End the request that `connect` began: commit, or roll back a failed transaction; then see to room.
+
+        Without a request it sees to room over an idle connection, if there is one. Raises what the end of `request`
+        raises, but never `TransactionFailed` for a transaction that had failed before.
+        """
+        scope = self._current.get()
+        if scope is None:
+            return self._clean_idle()
+        self._current.set(None)
+        scope.respond(400)
+        return self._end(scope)
+
+    def close(self) -> None:
+        """Roll back the current request, and close all connections: idle ones now, others when their requests end.
+
+        The engine can be used again; it opens new connections then.
+        """
+        scope = self._current.get()
+        if scope is not None:
+            self._abort(scope)
+        self._condemn("the engine was closed")
+
+    def census(self) -> Census:
+        """Ask the server now, over a connection of its own, how many connections there are and how many may come.
+
+        Raises what `request` raises, and ``RuntimeError`` if the server cannot tell, as behind a pooler.
+        """
+        slot = self._acquire(Scope(self, self._deadline(None), None, None))
+        slot.census_at = 0.0
+        try:
+            census = self._finish(slot, Ending.ROLLBACK, self._close_deadline(self._deadline(None)), Answers())
+        except BaseException:
+            self._drop(slot, "the census failed")
+            raise
+        finally:
+            self._slots.give_back(None if slot.conn.closed else slot)
+        if census is None:
+            raise RuntimeError("there is no census: a pooler stands between, or the server refused it (see the log)")
+        return census
+
+    # Acquire: wait in line, look at the connection, connect if need be, open
+
+    def _acquire(self, scope: Scope) -> Slot:
+        self._slots.start_anew_after_fork()
+        retry = self._retry(scope.deadline)
+        slot = self._wait_in_line(retry)
+        try:
+            return self._serve(slot, retry, scope)
+        except BaseException:
+            self._slots.give_back(None)
+            raise
+
+    def _wait_in_line(self, retry: Retry) -> Slot | None:
+        event = threading.Event()
+        waiter = Waiter(event.set)
+        try:
+            if not self._slots.ask(waiter):
+                event.wait(retry.deadline.remaining())
+        except BaseException:
+            if not self._slots.withdraw(waiter):
+                self._slots.give_back(waiter.slot)
+            raise
+        if not waiter.granted and self._slots.withdraw(waiter):
+            raise AcquireTimeout(
+                f"all {self._slots.max_size} connections of this process were in use for {retry.waited:.2f} s:"
+                " raise max_size or max_wait, or end requests sooner",
+                waited=retry.waited,
+            )
+        return waiter.slot
+
+    def _serve(self, slot: Slot | None, retry: Retry, scope: Scope) -> Slot:
+        if slot is not None and self._is_usable(slot) and self._open(slot, retry, scope, fresh=False):
+            self._announce(Reused(slot.pid, self._clock.wall() - slot.idle_since))
+            return slot
+        while True:
+            slot = self._connect(retry)
+            if self._open(slot, retry, scope, fresh=True):
+                self._announce(Connected(slot.pid, retry.waited, retry.attempts))
+                return slot
+            self._pause(retry, retry.lose())
+
+    def _connect(self, retry: Retry) -> Slot:
+        while True:
+            outcome = self._attempt(retry)
+            if isinstance(outcome, Slot):
+                return outcome
+            self._pause(retry, outcome)
+
+    def _pause(self, retry: Retry, failure: Failure) -> None:
+        delay = retry.delay(failure)
+        if delay is None:
+            raise retry.error(failure)
+        self._announce(Retrying(delay, retry.attempts))
+        self._clock.sleep(delay)
+
+    def _attempt(self, retry: Retry) -> Slot | Failure:
+        """Try each address once; of one host's addresses the next only if the network failed."""
+        started = self._clock.monotonic()
+        params = self._parameters()
+        outcome = self._try_addresses(resolve(params, os.environ, self._clock.dice), params, retry)
+        retry.note(self._clock.monotonic() - started)
+        return outcome
+
+    def _try_addresses(self, addresses: list[Address] | Refusal, params: ConnParams, retry: Retry) -> Slot | Failure:
+        if isinstance(addresses, Refusal):
+            return self._understand(addresses, retry)
+        host, failure = -1, None
+        for position, address in enumerate(addresses):
+            if failure is not None and failure.kind is not FailureKind.NETWORK and address.host == host:
+                continue
+            deadline = self._attempt_deadline(retry, params, len(addresses) - position)
+            result = wait(attempt(address, deadline, self._traces()))
+            if not isinstance(result, Refusal):
+                return self._adopt(result)
+            host, failure = address.host, self._understand(result, retry)
+            if not failure.kind.retryable:
+                break
+        assert failure is not None
+        return failure
+
+    def _open(self, slot: Slot, retry: Retry, scope: Scope, *, fresh: bool) -> bool:
+        """Send the open exchange; False if the connection turned out dead, and then nothing of the user's has run."""
+        message = self._open_message(slot, scope.deadline, scope.isolation_level, scope.read_only)
+        answers = Answers()
+        try:
+            if message:
+                run(slot.conn, message, self._open_deadline(retry, fresh), answers)
+        except OperationalError as error:
+            self._lose(slot, "open")
+            if isinstance(error, ExchangeTimeout):
+                self._condemn("a connection as old as this one lost its server in silence")
+            return False
+        except BaseException:
+            self._drop(slot, "interrupted")
+            raise
+        if answers.error is not None and slot.conn.pgconn.status == ConnStatus.BAD:
+            self._lose(slot, "open")
+            return False
+        if answers.error is not None:
+            self._drop(slot, "the open exchange failed")
+            raise sql_error(answers.error)
+        self._read_open(slot, answers)
+        return True
+
+    # Release: end the transaction, reset the session, see to room
+
+    def _end(self, scope: Scope) -> CleanReport:
+        if scope.report is not None:
+            return scope.report
+        slot, scope._slot = scope._slot, None
+        if slot is None:
+            scope.report = CleanReport("kept", "the request needed no connection")
+            return scope.report
+        ending = self._ending(slot, scope)
+        scope.report, problem = self._conclude(slot, ending, self._close_deadline(scope.deadline))
+        if problem is not None:
+            raise problem
+        return scope.report
+
+    def _clean_idle(self) -> CleanReport:
+        self._slots.start_anew_after_fork()
+        slot = self._slots.take_idle()
+        if slot is None:
+            return CleanReport("closed", "no connection is open")
+        if not self._is_usable(slot):
+            self._slots.give_back(None)
+            return CleanReport("closed", "the idle connection was dead or too old")
+        report, _ = self._conclude(slot, Ending.NOTHING, self._close_deadline(self._deadline(None)))
+        return report
+
+    def _conclude(self, slot: Slot, ending: Ending, deadline: Deadline) -> tuple[CleanReport, Exception | None]:
+        """Bring the connection of an ended request home, or close it; return what was done and what to raise."""
+        answers, report = Answers(), CleanReport("closed", "interrupted")
+        started = self._clock.monotonic()
+        try:
+            report = self._home(slot, ending, deadline, answers)
+        finally:
+            if report.decision != "kept":
+                self._drop(slot, report.reason)
+            slot.idle_since = self._clock.wall()
+            self._slots.give_back(slot if report.decision == "kept" else None)
+        problem = ending_problem(ending, answers)
+        if ending is Ending.COMMIT and problem is None:
+            self._announce(Committed(slot.pid, self._clock.monotonic() - started))
+        return report, problem
+
+    def _home(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
+        try:
+            census = self._finish(slot, ending, deadline, answers)
+        except Exception as error:
+            self._close_failed(ending, answers, error)
+            return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
+        if slot.conn.closed:
+            return CleanReport("closed", "it was lost, closed by the request, or busy when that ended")
+        if not self._slots.is_current(slot):
+            return CleanReport("closed", "the engine was closed, or a connection as old as this one found dead")
+        return self._see_to_room(slot, census, deadline)
+
+    def _finish(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> Census | None:
+        """End the transaction and reset the session; return the census if one was due.
+
+        `answers` receives the results of the message with the COMMIT. Raises whatever leaves the connection unusable.
+        """
+        if ending in (Ending.DISCARD, Ending.LOST):
+            self._discard(slot)
+            return None
+        if ending in (Ending.ROLLBACK, Ending.FAILED):
+            slot.conn.rollback()
+            self._announce(RolledBack(slot.pid, ending.value))
+        closing = self._closing(slot, commit=ending is Ending.COMMIT)
+        if closing.message:
+            run(slot.conn, closing.message, deadline, answers)
+        if ending is Ending.COMMIT and was_rejected(answers):
+            closing, answers = self._closing(slot, commit=False), Answers()
+            run(slot.conn, closing.message, deadline, answers)
+        census = self._read_close(slot, closing, answers)
+        slot.baseline.restore(slot.conn)
+        return census
+
+    def _discard(self, slot: Slot) -> None:
+        """Close a connection that cannot go on; what it may still be doing on the server is cancelled first."""
+        if slot.conn.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            with suppress(Error):
+                slot.conn.cancel_safe(timeout=CLOSE_SECONDS)
+        slot.conn.close()
+
+    def _see_to_room(self, slot: Slot, census: Census | None, deadline: Deadline) -> CleanReport:
+        if census is None:
+            return CleanReport("kept", "no census was due")
+        report = report_room(census, self.settings.conn_utilization, self._reap(slot, census, deadline))
+        if report.decision == "yielded":
+            self._announce(Yielded(slot.pid, report.reason))
+        return report
+
+    def _reap(self, slot: Slot, census: Census, deadline: Deadline) -> tuple[int, ...]:
+        """End idle sessions of the fleet if room is short; return their pids."""
+        settings = self.settings
+        order = plan_reap(
+            census,
+            conn_utilization=settings.conn_utilization,
+            strategy=settings.strategy,
+            min_idle_time=settings.min_idle_time,
+            max_kills=settings.max_kills,
+        )
+        if order is None:
+            return ()
+        message = settings.statements.reap(self._fleet(slot), order.min_idle_seconds, order.limit)
+        try:
+            answers = run(slot.conn, message, deadline.within(CLOSE_SECONDS))
+        except OperationalError as error:
+            self._maintenance_failed("reap", error)
+            return ()
+        if answers.error is not None:
+            self._maintenance_failed("reap", sql_error(answers.error))
+        killed = tuple(int(pid or 0) for pid, ended in answers.rows if ended == "t")
+        if killed:
+            self._announce(Reaped(killed))
+        return killed
+
+    def _condemn(self, reason: str) -> None:
+        for slot in self._slots.condemn():
+            self._drop(slot, reason)
+
+    def _abort(self, scope: Scope) -> None:
+        self._current.set(None)
+        scope.fail()
+        self._end(scope)

@@ -1,0 +1,219 @@
+"""What the engine tells about itself: events, their counts, and how they reach listeners.
+
+Every event is a frozen dataclass with durations in seconds and counts; none holds a secret. They go to the logger
+``serverless_pg_kit``, to `Stats`, and to the listeners of the setting ``on_event``. A listener that raises is logged
+and ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+logger = logging.getLogger("serverless_pg_kit")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events. `level` is the logging level, `counter` the field of `Stats` that counts it."""
+
+    level: ClassVar[int] = logging.DEBUG
+    counter: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class Connected(Event):
+    """A new connection is open: after `seconds` and `attempts`, as backend `pid`."""
+
+    counter: ClassVar[str] = "connects"
+    pid: int
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Refused(Event):
+    """An attempt to connect failed. `kind` is its class, `code` the SQLSTATE if there was one."""
+
+    level: ClassVar[int] = logging.INFO
+    counter: ClassVar[str] = "refusals"
+    kind: str
+    message: str
+    code: str | None
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Retrying(Event):
+    """Another attempt to connect follows after `delay` seconds; `attempts` have been made."""
+
+    counter: ClassVar[str] = "retries"
+    delay: float
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Reused(Event):
+    """A request got a connection that was open already and had been idle for `idle` seconds."""
+
+    counter: ClassVar[str] = "reuses"
+    pid: int
+    idle: float
+
+
+@dataclass(frozen=True)
+class Lost(Event):
+    """An idle connection turned out dead and was dropped: seen when (`"peek"`, `"open"`), idle for `idle` seconds."""
+
+    level: ClassVar[int] = logging.INFO
+    counter: ClassVar[str] = "losses"
+    pid: int
+    seen: str
+    idle: float
+
+
+@dataclass(frozen=True)
+class Expired(Event):
+    """A connection was replaced because it had been open for `age` seconds."""
+
+    counter: ClassVar[str] = "expirations"
+    pid: int
+    age: float
+
+
+@dataclass(frozen=True)
+class Counted(Event):
+    """A census was taken: `used` sessions of all clients, `fleet_used` of them ours, `room` left for this role."""
+
+    counter: ClassVar[str] = "censuses"
+    used: int
+    fleet_used: int
+    room: int
+
+
+@dataclass(frozen=True)
+class Reaped(Event):
+    """Idle sessions of the fleet were ended to make room."""
+
+    level: ClassVar[int] = logging.INFO
+    counter: ClassVar[str] = "reapings"
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Yielded(Event):
+    """The engine gave up its own connection to make room."""
+
+    level: ClassVar[int] = logging.INFO
+    counter: ClassVar[str] = "yields"
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Committed(Event):
+    """A request ended and its transaction, if it had one open, is committed."""
+
+    counter: ClassVar[str] = "commits"
+    pid: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RolledBack(Event):
+    """A request's transaction was rolled back. `reason` says why."""
+
+    counter: ClassVar[str] = "rollbacks"
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Closed(Event):
+    """A connection was closed or dropped by this engine. `reason` says why."""
+
+    counter: ClassVar[str] = "closes"
+    pid: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PoolerDetected(Event):
+    """The server's pid differs from the one at connect: a pooler stands between, session state is left alone."""
+
+    level: ClassVar[int] = logging.INFO
+    pid: int
+
+
+@dataclass(frozen=True)
+class MaintenanceFailed(Event):
+    """The engine's own work failed (`stage` says which part); the request was not affected."""
+
+    level: ClassVar[int] = logging.WARNING
+    counter: ClassVar[str] = "maintenance_failures"
+    stage: str
+    error: str
+
+
+Listener = Callable[[Event], object]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts of what happened in this process since the engine was made; a snapshot.
+
+    `open` connections are in use or idle now, `in_use` serve a request. `killed` counts ended sessions, `reapings`
+    the times that any were ended. The other fields count the events of the same meaning.
+    """
+
+    open: int = 0
+    in_use: int = 0
+    connects: int = 0
+    refusals: int = 0
+    retries: int = 0
+    reuses: int = 0
+    losses: int = 0
+    expirations: int = 0
+    commits: int = 0
+    rollbacks: int = 0
+    censuses: int = 0
+    reapings: int = 0
+    killed: int = 0
+    yields: int = 0
+    closes: int = 0
+    maintenance_failures: int = 0
+
+
+class Announcer:
+    """Gives events to the log, to the counts and to the listeners."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = tuple(listeners)
+        self._counts = {field.name: 0 for field in dataclasses.fields(Stats)}
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        """Count, log and announce `event`. Never raises."""
+        self._count(event)
+        if logger.isEnabledFor(event.level):
+            logger.log(event.level, "%s", event)
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("a listener failed on %s", event)
+
+    def _count(self, event: Event) -> None:
+        with self._lock:
+            if event.counter:
+                self._counts[event.counter] += 1
+            if isinstance(event, Reaped):
+                self._counts["killed"] += len(event.pids)
+
+    def stats(self, *, open: int, in_use: int) -> Stats:
+        """Return the counts, with the numbers of connections `open` and `in_use` now."""
+        return Stats(**self._counts | {"open": open, "in_use": in_use})

@@ -1,0 +1,174 @@
+"""One bounded message out, its results in.
+
+Written once as generators in psycopg's own protocol: they yield what they wait for and are driven by
+``conn.wait(gen, interval)`` or ``await conn.wait(gen, interval)``. The deadline is inside, because a socket that lost
+its peer without a word would otherwise be waited for as long as TCP likes.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import Generator
+from typing import Any
+
+from psycopg import Connection, OperationalError, errors
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.waiting import Ready, Wait
+
+from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.ending import CommitAnswer, Ending, Outcome, commit_outcome
+from serverless_pg_kit.errors import CommitUnknown, TransactionFailed
+
+ExchangeGen = Generator[Wait, Ready | int, None]
+
+LONGEST_TICK = 0.1
+"""Seconds after which a waiting generator is woken at the latest, so that Ctrl-C works."""
+
+
+class ExchangeTimeout(OperationalError):
+    """No answer within the deadline. The connection is in an unknown state: close it."""
+
+
+class Answers(list[PGresult]):
+    """The results that arrived so far. They outlive the generator, which an error or a cancellation may end."""
+
+    @property
+    def error(self) -> PGresult | None:
+        """The first result that is an error, if there is one."""
+        return next((result for result in self if result.status == ExecStatus.FATAL_ERROR), None)
+
+    @property
+    def commits(self) -> int:
+        """How many transactions were committed."""
+        return sum(result.command_status == b"COMMIT" for result in self)
+
+    @property
+    def rows(self) -> list[list[str | None]]:
+        """The rows of the last result that has any columns, as text."""
+        table = next((result for result in reversed(self) if result.status == ExecStatus.TUPLES_OK), None)
+        if table is None:
+            return []
+        return [
+            [_text(table.get_value(row, column)) for column in range(table.nfields)] for row in range(table.ntuples)
+        ]
+
+
+def exchange(pgconn: PGconn, message: str, deadline: Deadline, answers: Answers) -> ExchangeGen:
+    """Send `message` in the simple protocol and add its results to `answers` as they come.
+
+    Raises `ExchangeTimeout` at the deadline and ``psycopg.OperationalError`` if the connection is lost before the
+    server has said anything about the last statement. SQL errors are results, not exceptions.
+    """
+    pgconn.send_query(message.encode())
+    while pgconn.flush():
+        ready = yield Wait.RW
+        _check(ready, deadline)
+        if ready & Ready.R:
+            pgconn.consume_input()
+    while True:
+        while pgconn.is_busy():
+            ready = yield Wait.R
+            _check(ready, deadline)
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return
+        answers.append(result)
+        if result.status in (ExecStatus.COPY_IN, ExecStatus.COPY_OUT, ExecStatus.COPY_BOTH):
+            raise OperationalError("a COPY is in progress on this connection")
+
+
+def tick(deadline: Deadline) -> float:
+    """Return the interval, in seconds, at which to drive a generator so that one tick falls on its deadline."""
+    remaining = deadline.remaining()
+    if math.isinf(remaining) or remaining <= 0:
+        return LONGEST_TICK if remaining else 0.001
+    return remaining / math.ceil(remaining / LONGEST_TICK)
+
+
+def run(conn: Connection[Any], message: str, deadline: Deadline, answers: Answers | None = None) -> Answers:
+    """Drive `exchange` on `conn`, holding its lock, and return the answers. Raises what `exchange` raises."""
+    answers = Answers() if answers is None else answers
+    with conn.lock:
+        conn.wait(exchange(conn.pgconn, message, deadline, answers), tick(deadline))
+    return answers
+
+
+def is_alive(pgconn: PGconn) -> bool:
+    """Look at the socket of an idle connection, without waiting and without a round trip.
+
+    A healthy idle connection has nothing to read but now and then a notice or notification, which is consumed. It
+    takes two reads to see a death: the first swallows the server's farewell. A peer lost in silence is not seen.
+    """
+    try:
+        while _readable(pgconn.socket):
+            pgconn.consume_input()
+    except OperationalError:
+        return False
+    return pgconn.status == ConnStatus.OK
+
+
+def sql_error(result: PGresult, encoding: str = "utf-8") -> errors.Error:
+    """Return the exception that psycopg would raise for `result`."""
+    return errors.error_from_result(result, encoding=encoding)
+
+
+def commit_answer(answers: Answers) -> CommitAnswer | None:
+    """Return what the server answered to the COMMIT in a close message, or ``None`` if it did not come to that."""
+    for result in answers:
+        if result.status == ExecStatus.FATAL_ERROR:
+            return CommitAnswer(code=_text(result.error_field(DiagnosticField.SQLSTATE)))
+        tag = _text(result.command_status)
+        if tag in ("COMMIT", "ROLLBACK"):
+            return CommitAnswer(tag=tag)
+    return None
+
+
+def was_rejected(answers: Answers) -> bool:
+    """Tell whether the server refused the COMMIT in a close message, after which nothing else of it ran."""
+    return commit_outcome(commit_answer(answers)) is Outcome.REJECTED
+
+
+def ending_problem(ending: Ending, answers: Answers) -> Exception | None:
+    """Return the error that the caller has to hear of; `answers` are those to the message with the COMMIT."""
+    if ending is Ending.FAILED:
+        return TransactionFailed(
+            "the transaction had failed before the end of the request: it was rolled back. If you catch database"
+            " errors inside a request, roll back or use conn.transaction() around what may fail"
+        )
+    if ending is Ending.LOST:
+        return TransactionFailed(
+            "the connection was lost, or a COPY or pipeline was left open, before COMMIT was sent: nothing since the"
+            " last commit is kept"
+        )
+    return commit_problem(answers) if ending is Ending.COMMIT else None
+
+
+def commit_problem(answers: Answers) -> Exception | None:
+    """Return the error in the answer to COMMIT, ``None`` if it is committed."""
+    outcome = commit_outcome(commit_answer(answers))
+    if outcome is Outcome.UNKNOWN:
+        return CommitUnknown(
+            "the connection was lost while COMMIT was under way: the transaction may or may not be committed;"
+            " look for its result before you repeat it"
+        )
+    if outcome is Outcome.FAILED:
+        return TransactionFailed("the transaction had failed before COMMIT: nothing of this request is committed")
+    return sql_error(answers.error) if outcome is Outcome.REJECTED and answers.error else None
+
+
+def _check(ready: int, deadline: Deadline) -> None:
+    if ready == Ready.NONE and not deadline.remaining():
+        raise ExchangeTimeout("the server did not answer in time")
+
+
+def _readable(socket: int) -> bool:
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace")

@@ -1,0 +1,94 @@
+"""One acquisition's own record of its attempts. It lives as long as the call: a failure never poisons the next one."""
+
+from __future__ import annotations
+
+from psycopg import OperationalError
+
+from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.decisions.backoff import Backoff, next_delay
+from serverless_pg_kit.decisions.classify import Failure, FailureKind
+from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.errors import (
+    AcquireTimeout,
+    ConnectRejected,
+    CredentialsRejected,
+    ServerlessPgError,
+    TooManyConnections,
+)
+
+
+class Retry:
+    """Counts the attempts of one acquisition and says when the next is due, or which error ends it.
+
+    `deadline` bounds the whole acquisition, `request_deadline` the request it is for.
+    """
+
+    def __init__(self, backoff: Backoff, deadline: Deadline, request_deadline: Deadline, clock: Clock) -> None:
+        self.backoff = backoff
+        self.deadline = deadline
+        self.request_deadline = request_deadline
+        self.clock = clock
+        self.started = clock.monotonic()
+        self.attempts = 0
+        self.slowest = 0.0
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the acquisition began."""
+        return self.clock.monotonic() - self.started
+
+    def note(self, seconds: float) -> None:
+        """Record an attempt that took `seconds`."""
+        self.attempts += 1
+        self.slowest = max(self.slowest, seconds)
+
+    def delay(self, failure: Failure) -> float | None:
+        """Return the seconds to wait before the next attempt, or ``None`` to give up."""
+        return next_delay(
+            self.backoff,
+            failure,
+            attempts=self.attempts,
+            remaining=self.deadline.remaining(),
+            attempt_seconds=self.slowest,
+            dice=self.clock.dice(),
+        )
+
+    def lose(self) -> Failure:
+        """Return the failure that a new connection is which died before its first statement."""
+        return Failure(FailureKind.NETWORK, "the new connection was lost before its first statement")
+
+    def error(self, failure: Failure) -> ServerlessPgError:
+        """Return the error that ends the acquisition; its cause is the driver's error, without connection or secret."""
+        error = connect_error(failure, self.waited, self.attempts)
+        error.__cause__ = OperationalError(failure.message)
+        return error
+
+
+ADVICE = {
+    FailureKind.CAPACITY: "raise max_wait, lower conn_utilization so that more stays free, or use a pooler",
+    FailureKind.POOLER_FULL: "raise the pooler's limit of clients, or max_wait",
+    FailureKind.STARTING_UP: "the server was not ready; raise max_wait if it needs longer",
+    FailureKind.NETWORK: "check host, port and network access, or raise max_wait",
+    FailureKind.CREDENTIALS: "check user and password",
+    FailureKind.PERMANENT: "waiting does not cure this; check the connection string and the role's rights",
+    FailureKind.UNKNOWN: "if this can be waited for, or cannot, say so with a Rule in connect_rules",
+}
+
+
+def connect_error(failure: Failure, waited: float, attempts: int) -> ServerlessPgError:
+    """Return the error for a `failure` after `attempts` that took `waited` seconds in all."""
+    said = f"{failure.message} ({failure.code})" if failure.code else failure.message
+    tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+    text = f"after {waited:.2f} s and {tries}: {said}. To do: {ADVICE[failure.kind]}"
+    if failure.kind is FailureKind.CREDENTIALS:
+        return CredentialsRejected(f"login refused {text}", reason=failure.message, code=failure.code)
+    if not failure.kind.retryable:
+        return ConnectRejected(f"connection refused for good {text}", reason=failure.message, code=failure.code)
+    if failure.kind in (FailureKind.CAPACITY, FailureKind.POOLER_FULL):
+        return TooManyConnections(
+            f"all connection slots are taken {text}",
+            waited=waited,
+            attempts=attempts,
+            last_error=failure.message,
+        )
+    return AcquireTimeout(f"no connection {text}", waited=waited, attempts=attempts, last_error=failure.message)

@@ -1,0 +1,283 @@
+"""The settings: one frozen object, the same names in every framework."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from psycopg import Connection
+
+from serverless_pg_kit.conninfo import SECRETS, ConnParams, parse_conninfo
+from serverless_pg_kit.decisions.classify import Rule
+from serverless_pg_kit.decisions.cleaning import Strategy
+from serverless_pg_kit.errors import SettingsError
+from serverless_pg_kit.events import Listener
+from serverless_pg_kit.statements import Statements
+
+ENV_PREFIX = "SERVERLESS_PG_"
+DEFAULT_FLEET = "serverless_pg_kit"
+LONGEST_NAME = 63
+"""Bytes of an application name; the server cuts what is longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings of an engine, checked when made. Times are seconds; 0 and ``None`` mean what they say.
+
+    Raises `SettingsError` for an unknown name or a value that is not allowed, naming the setting, the value and what
+    is allowed. ``repr`` masks secrets. `from_env` reads ``SERVERLESS_PG_<NAME>``.
+    """
+
+    conninfo: str = ""
+    """Connection string or URL. Empty: the environment's ``DATABASE_URL``, then libpq's ``PG*`` variables."""
+
+    application_name: str = DEFAULT_FLEET
+    """Names the fleet whose idle connections may be ended. Printable ASCII without ``:``, quotes and backslash, at
+    most 63 bytes. Sent as ``name:function`` where the platform tells the function's name. At its default, an
+    ``application_name`` in `conninfo` is used instead."""
+
+    max_size: int = 10
+    """Connections per process, at most; opened as needed."""
+
+    autocommit: bool = False
+    """Give connections out in autocommit mode, with no transaction around the request."""
+
+    strategy: Strategy = "minimum_idle_time"
+    """Who is ended when room is short: ``"minimum_idle_time"`` (sessions of this fleet idle for longer than
+    `min_idle_time`), ``"ranked"`` (all of them, the longest idle first) or ``"none"``."""
+
+    max_connections: int | None = None
+    """Ceiling for the sessions of the whole server. ``None``: ask the server, less what it reserves."""
+
+    conn_utilization: float = 0.8
+    """Share of the ceiling, 0 to 1, above which room is made."""
+
+    min_idle_time: float = 0.5
+    """Seconds a session must have been idle before ``"minimum_idle_time"`` ends it."""
+
+    max_kills: int | None = None
+    """Sessions ended at most in one go. ``None``: all that qualify."""
+
+    census_ttl: float = 6.0
+    """Seconds between two counts of the server's sessions by one small fleet; 0 counts after every request."""
+
+    max_wait: float = 10.0
+    """Seconds to wait for a connection, all in: every host, attempt and pause. 0: one attempt."""
+
+    max_retries: int | None = None
+    """Attempts to connect after the first. ``None``: as many as fit into `max_wait`."""
+
+    backoff_base: float = 0.05
+    """Seconds: the longest pause before the first retry. It grows by a factor of three."""
+
+    backoff_cap: float = 2.0
+    """Seconds: the longest pause between attempts."""
+
+    deadline_margin: float = 0.5
+    """Seconds of an invocation's remaining time that are kept for the answer."""
+
+    max_lifetime: float | None = 3600.0
+    """Seconds after which a connection is replaced, less up to a tenth at random. ``None``: never."""
+
+    configure: Callable[[Connection[Any]], object] | None = None
+    """Called with each new connection before its first request: type adapters, row factory. What it sets on the
+    connection object is what every request starts from. It must leave no transaction open."""
+
+    reset: bool = True
+    """Whether session state (SET, role, temporary tables, advisory locks, ...) is undone between requests."""
+
+    connection_class: type[Connection[Any]] = Connection
+    """Class of the connections given out."""
+
+    connect_rules: Sequence[Rule] = ()
+    """Rules that come before the kit's own when a failed connect is classified."""
+
+    statements: Statements = dataclasses.field(default_factory=Statements)
+    """The kit's SQL; a subclass's instance for wire-compatible databases."""
+
+    on_event: Listener | Sequence[Listener] | None = None
+    """Called with every event: one callable or a sequence of them."""
+
+    if not TYPE_CHECKING:
+
+        def __new__(cls, **names: object) -> Settings:
+            reject_unknown(names)
+            return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, (allowed, check) in CHECKS.items():
+            value = getattr(self, name)
+            if not check(value):
+                shown = f"a {type(value).__name__}" if name == "conninfo" else repr(value)  # may hold a password
+                raise SettingsError(f"{name}={shown} is not allowed: {allowed}")
+        self._check_conninfo()
+
+    def __repr__(self) -> str:
+        shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        shown["conninfo"] = self.parameters({}) if self.conninfo else ""
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **names: Any) -> Settings:
+        """Return the settings in the variables ``SERVERLESS_PG_<NAME>`` of `environ` (default: the process's).
+
+        `names` are settings that come before the environment. Times are numbers of seconds, switches ``true`` or
+        ``false``, and ``none`` is ``None``. Raises `SettingsError`, also for a name that does not exist and for one
+        whose value cannot be written as text.
+        """
+        environ = os.environ if environ is None else environ
+        found = {key[len(ENV_PREFIX) :].lower(): text for key, text in environ.items() if key.startswith(ENV_PREFIX)}
+        reject_unknown(found, prefix=ENV_PREFIX)
+        values: dict[str, Any] = {name: read_text(name, text) for name, text in found.items()}
+        return cls(**values | names)
+
+    def parameters(self, environ: Mapping[str, str]) -> ConnParams:
+        """Return libpq's parameters: those of `conninfo`, or if it is empty of ``DATABASE_URL`` in `environ`.
+
+        Raises `SettingsError` if libpq cannot parse them.
+        """
+        name = "conninfo" if self.conninfo else "DATABASE_URL"
+        problem = None
+        try:
+            return parse_conninfo(self.conninfo or environ.get("DATABASE_URL", ""))
+        except ValueError as error:
+            problem = str(error)
+        raise SettingsError(f"{name} {problem}")
+
+    def listeners(self) -> tuple[Listener, ...]:
+        """Return `on_event` as a tuple."""
+        if self.on_event is None:
+            return ()
+        return (self.on_event,) if callable(self.on_event) else tuple(self.on_event)
+
+    def _check_conninfo(self) -> None:
+        params = self.parameters({})
+        fleet = params.get("application_name", DEFAULT_FLEET)
+        if not is_fleet_name(fleet):
+            raise SettingsError(f"application_name={fleet!r} in conninfo is not allowed: {FLEET_NAME}")
+
+
+def is_number(value: object) -> bool:
+    """Tell whether `value` is a finite number (a bool is none)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_count(value: object, least: int) -> bool:
+    """Tell whether `value` is a whole number of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_duration(value: Any) -> bool:
+    """Tell whether `value` is a finite number of at least 0."""
+    return is_number(value) and value >= 0
+
+
+def is_fleet_name(value: object) -> bool:
+    """Tell whether `value` comes back from the server as it was sent and can be matched."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= LONGEST_NAME
+        and all(" " <= character <= "~" and character not in ":'\"\\" for character in value)
+    )
+
+
+FLEET_NAME = f"1 to {LONGEST_NAME} printable ASCII characters without colon, quotes and backslash"
+DURATION = "a number of seconds, 0 or more"
+COUNT = "a whole number, {} or more"
+
+CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "conninfo": ("a connection string", lambda value: isinstance(value, str)),
+    "application_name": (FLEET_NAME, is_fleet_name),
+    "max_size": (COUNT.format(1), lambda value: is_count(value, 1)),
+    "autocommit": ("True or False", lambda value: isinstance(value, bool)),
+    "strategy": (
+        "'minimum_idle_time', 'ranked' or 'none'",
+        lambda value: value in ("minimum_idle_time", "ranked", "none"),
+    ),
+    "max_connections": (COUNT.format(1) + ", or None", lambda value: value is None or is_count(value, 1)),
+    "conn_utilization": ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1),
+    "min_idle_time": (DURATION, is_duration),
+    "max_kills": (COUNT.format(0) + ", or None", lambda value: value is None or is_count(value, 0)),
+    "census_ttl": (DURATION, is_duration),
+    "max_wait": (DURATION, is_duration),
+    "max_retries": (COUNT.format(0) + ", or None", lambda value: value is None or is_count(value, 0)),
+    "backoff_base": ("a number of seconds above 0", lambda value: is_number(value) and value > 0),
+    "backoff_cap": ("a number of seconds above 0", lambda value: is_number(value) and value > 0),
+    "deadline_margin": (DURATION, is_duration),
+    "max_lifetime": (
+        "a number of seconds above 0, or None",
+        lambda value: value is None or (is_number(value) and value > 0),
+    ),
+    "configure": ("a callable, or None", lambda value: value is None or callable(value)),
+    "reset": ("True or False", lambda value: isinstance(value, bool)),
+    "connection_class": (
+        "psycopg.Connection or a subclass",
+        lambda value: isinstance(value, type) and issubclass(value, Connection),
+    ),
+    "connect_rules": (
+        "a sequence of Rule",
+        lambda value: isinstance(value, Sequence) and all(isinstance(rule, Rule) for rule in value),
+    ),
+    "statements": ("an instance of Statements", lambda value: isinstance(value, Statements)),
+    "on_event": (
+        "a callable, a sequence of callables, or None",
+        lambda value: (
+            value is None
+            or callable(value)
+            or (isinstance(value, Sequence) and all(callable(listener) for listener in value))
+        ),
+    ),
+}
+
+
+def reject_unknown(names: Mapping[str, object], prefix: str = "") -> None:
+    """Raise `SettingsError` for the first of `names` that is no setting, with the nearest name that is."""
+    for name, value in names.items():
+        if name not in CHECKS:
+            import difflib  # costs more to load than the rest of this module
+
+            shown = "..." if any(word in name for word in (*SECRETS, "secret", "token")) else repr(value)
+            near = difflib.get_close_matches(name, CHECKS, n=1)
+            hint = f"did you mean {_spelled(near[0], prefix)}?" if near else "allowed are "
+            names_allowed = "" if near else ", ".join(_spelled(known, prefix) for known in CHECKS)
+            raise SettingsError(f"{_spelled(name, prefix)}={shown}: there is no such setting; {hint}{names_allowed}")
+
+
+def _spelled(name: str, prefix: str) -> str:
+    return prefix + name.upper() if prefix else name
+
+
+SWITCHES = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+TEXTS = ("conninfo", "application_name", "strategy")
+COUNTS = ("max_size", "max_connections", "max_kills", "max_retries")
+NOT_TEXTUAL = ("configure", "connection_class", "connect_rules", "statements", "on_event")
+
+
+def read_text(name: str, text: str) -> object:
+    """Return the value that `text`, an environment variable's, means for setting `name`. Raises `SettingsError`."""
+    if name in NOT_TEXTUAL:
+        raise SettingsError(f"{ENV_PREFIX}{name.upper()}: {name} cannot be set by a variable; pass it in code")
+    if name in TEXTS:
+        return text
+    word = text.strip().lower()
+    if name in ("autocommit", "reset"):
+        return SWITCHES.get(word, text)  # what is no switch is refused by the checks, by name
+    if word == "none":
+        return None
+    try:
+        return int(word) if name in COUNTS else float(word)
+    except ValueError:
+        return text

@@ -1,0 +1,133 @@
+"""Which connection serves which request: bookkeeping without I/O.
+
+At most `max_size` connections are granted or idle at a time. The most recently used idle one goes first, so that the
+others grow old and are dropped; requests that find none wait in line and are served in the order they came.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import Connection
+
+from serverless_pg_kit.decisions.deadline import ServerTimeouts
+from serverless_pg_kit.session import Baseline
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """An open connection and what the engine knows about it. Times are wall-clock seconds.
+
+    `pid` is the one given at connect. `direct` tells whether that pid is the backend's own: ``None`` until asked,
+    False behind a pooler. `timeouts` are those the open exchange set and the close has to take back.
+    """
+
+    conn: Connection[Any]
+    baseline: Baseline
+    pid: int
+    server_version: int
+    fleet: str
+    born: float
+    expires: float
+    generation: int
+    idle_since: float
+    direct: bool | None = None
+    timeouts: ServerTimeouts = field(default_factory=ServerTimeouts)
+    census_at: float = 0.0
+
+
+class Waiter:
+    """A request in line. `wake` is called once when it is `granted`: `slot` to use, or ``None`` to open a new one."""
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.wake = wake
+        self.granted = False
+        self.slot: Slot | None = None
+
+
+class Slots:
+    """The connections of one engine in one process. All methods are safe to call from several threads."""
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self._abandoned: list[Slot] = []
+        self._start()
+
+    def _start(self) -> None:
+        self.process = os.getpid()
+        self.generation = 0
+        self._lock = threading.Lock()
+        self._idle: list[Slot] = []
+        self._taken = 0
+        self._line: deque[Waiter] = deque()
+
+    def start_anew_after_fork(self) -> None:
+        """Forget the parent's connections, without closing them on its behalf or having them collected."""
+        if self.process != os.getpid():
+            self._abandoned += self._idle
+            self._start()
+
+    @property
+    def idle(self) -> int:
+        """How many connections are open and free."""
+        return len(self._idle)
+
+    @property
+    def taken(self) -> int:
+        """How many requests have a connection or are opening one."""
+        return self._taken
+
+    def ask(self, waiter: Waiter) -> bool:
+        """Grant `waiter` a slot, or the right to open one, and return True; or put it in line and return False."""
+        with self._lock:
+            self._line.append(waiter)
+            self._serve()
+            return waiter.granted
+
+    def withdraw(self, waiter: Waiter) -> bool:
+        """Take `waiter` out of the line and return True; False if it was granted meanwhile."""
+        with self._lock:
+            if not waiter.granted:
+                self._line.remove(waiter)
+            return not waiter.granted
+
+    def give_back(self, slot: Slot | None) -> None:
+        """End a grant. `slot` is free for the next request; ``None``: its connection is gone."""
+        with self._lock:
+            self._taken -= 1
+            if slot is not None:
+                self._idle.append(slot)
+            self._serve()
+
+    def take_idle(self) -> Slot | None:
+        """Grant the most recently used idle slot, or ``None`` if there is none; never a new one."""
+        with self._lock:
+            if not self._idle:
+                return None
+            self._taken += 1
+            return self._idle.pop()
+
+    def condemn(self) -> list[Slot]:
+        """Start a new generation: return the idle slots, to be closed; those in use are outdated from now on."""
+        with self._lock:
+            self.generation += 1
+            condemned, self._idle = self._idle, []
+            self._serve()
+            return condemned
+
+    def is_current(self, slot: Slot) -> bool:
+        """Tell whether `slot` was opened in this generation."""
+        return slot.generation == self.generation
+
+    def _serve(self) -> None:
+        while self._line and (self._idle or self._taken < self.max_size):
+            waiter = self._line.popleft()
+            waiter.slot = self._idle.pop() if self._idle else None
+            waiter.granted = True
+            self._taken += 1
+            waiter.wake()

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+
+from serverless_pg_kit.decisions.classify import NAME_RETRIES, FailureKind, Rule, classify
+
+SERVER = 'connection to server at "10.0.0.1", port 5432 failed: FATAL:  '
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (FailureKind.CAPACITY, "sorry, too many clients already"),
+        (FailureKind.CAPACITY, "remaining connection slots are reserved for non-replication superuser connections"),
+        (FailureKind.CAPACITY, "remaining connection slots are reserved for roles with the SUPERUSER attribute"),
+        (
+            FailureKind.CAPACITY,
+            "remaining connection slots are reserved for roles with privileges of the"
+            ' "pg_use_reserved_connections" role',
+        ),
+        (FailureKind.CAPACITY, 'too many connections for role "app"'),
+        (FailureKind.CAPACITY, 'too many connections for database "app"'),
+        (FailureKind.STARTING_UP, "the database system is starting up"),
+        (FailureKind.STARTING_UP, "the database system is shutting down"),
+        (FailureKind.STARTING_UP, "the database system is not yet accepting connections"),
+        (FailureKind.STARTING_UP, "the database system is in recovery mode"),
+        (FailureKind.POOLER_FULL, "no more connections allowed (max_client_conn)"),
+        (FailureKind.POOLER_FULL, "client connections exceeded (max_db_connections)"),
+        (FailureKind.POOLER_FULL, "MaxClientsInSessionMode: max clients reached"),
+        (FailureKind.CREDENTIALS, 'password authentication failed for user "app"'),
+        (FailureKind.CREDENTIALS, 'PAM authentication failed for user "app"'),
+        (FailureKind.PERMANENT, 'database "nope" does not exist'),
+        (FailureKind.PERMANENT, 'role "app" is not permitted to log in'),
+        (FailureKind.PERMANENT, 'permission denied for database "app"'),
+        (FailureKind.PERMANENT, 'database "app" is not currently accepting connections'),
+        (FailureKind.PERMANENT, 'no pg_hba.conf entry for host "10.0.0.2", user "app", no encryption'),
+        (FailureKind.PERMANENT, 'unsupported startup parameter: "options"'),
+    ],
+)
+def test_words_of_the_server_decide_without_a_code(kind: FailureKind, words: str) -> None:
+    """The English messages of servers and poolers are told apart although psycopg gives no SQLSTATE."""
+    assert classify(SERVER + words).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (FailureKind.NETWORK, 'connection to server at "h", port 1 failed: Connection refused\n\tIs the server up?'),
+        (FailureKind.NETWORK, "connection failed: server closed the connection unexpectedly"),
+        (FailureKind.NETWORK, "connection timeout expired"),
+        (FailureKind.NETWORK, 'connection to server at "h" failed: session is read-only'),
+        (
+            FailureKind.PERMANENT,
+            'connection to server at "h" failed: server does not support SSL, but SSL was required',
+        ),
+        (FailureKind.PERMANENT, 'connection to server at "h" failed: SSL error: certificate verify failed'),
+        (FailureKind.PERMANENT, 'server certificate for "a" does not match host name "b"'),
+        (FailureKind.UNKNOWN, "something nobody ever said"),
+        (FailureKind.UNKNOWN, ""),
+    ],
+)
+def test_words_of_the_client_library_decide(kind: FailureKind, message: str) -> None:
+    """What libpq itself says about network and TLS is told apart too."""
+    assert classify(message).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (FailureKind.CAPACITY, "53300"),
+        (FailureKind.STARTING_UP, "57P03"),
+        (FailureKind.CREDENTIALS, "28P01"),
+        (FailureKind.PERMANENT, "3D000"),
+        (FailureKind.PERMANENT, "28000"),
+        (FailureKind.UNKNOWN, "XX000"),
+    ],
+)
+def test_code_decides_in_any_language(kind: FailureKind, code: str) -> None:
+    """A server that speaks another language is understood by its SQLSTATE."""
+    failure = classify("FATAL:  tut mir leid", [code])
+    assert (failure.kind, failure.code) == (kind, code)
+
+
+def test_every_line_is_read() -> None:
+    """The refusal counts, not the misleading last line of libpq's second try without TLS."""
+    message = SERVER + "sorry, too many clients already\n" + SERVER + 'no pg_hba.conf entry for host "h", no encryption'
+    assert classify(message).kind is FailureKind.CAPACITY
+    assert classify(message, ["53300", "28000"]).kind is FailureKind.CAPACITY
+
+
+def test_names_chosen_by_users_do_not_decide() -> None:
+    """A database whose name looks like an error message does not change what its absence means."""
+    assert classify(SERVER + 'database "too many clients already" does not exist').kind is FailureKind.PERMANENT
+
+
+def test_pooler_codes_leave_the_decision_to_the_words() -> None:
+    """PgBouncer sends 08P01 for nearly everything, so its words count."""
+    assert classify("FATAL:  no such database: nope", ["08P01"]).kind is FailureKind.PERMANENT
+    assert classify("FATAL:  query_wait_timeout", ["08P01"]).kind is FailureKind.POOLER_FULL
+
+
+def test_users_rules_come_first() -> None:
+    """A user can turn any failure into another class, by code or by words."""
+    by_words = Rule(FailureKind.PERMANENT, texts=("Too Many Clients",))
+    by_code = Rule(FailureKind.CAPACITY, codes=("28P01",))
+    assert classify(SERVER + "sorry, too many clients already", ["53300"], [by_words]).kind is FailureKind.PERMANENT
+    assert classify("x", ["28P01"], [by_code]).kind is FailureKind.CAPACITY
+
+
+def test_unresolved_name_is_tried_again_only_a_little() -> None:
+    """A mistyped host name does not cost the whole budget."""
+    failure = classify('could not translate host name "databse": Name or service not known')
+    assert (failure.kind, failure.max_retries) == (FailureKind.NETWORK, NAME_RETRIES)
