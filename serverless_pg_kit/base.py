@@ -70,6 +70,7 @@ class EngineBase:
         self._clock = Clock()
         self._announce = Announcer(self.settings.listeners())
         self._slots = Slots(self.settings.max_size)
+        self._needs_codes = any(rule.codes for rule in self.settings.connect_rules)
         self._traces_left = TRACED_ATTEMPTS
         self._told: set[str] = set()
         self._finalizer = weakref.finalize(self, _close_idle, self._slots)
@@ -236,7 +237,7 @@ class EngineBase:
     def _traces(self) -> bool:
         """Tell whether the next attempt to connect is to be traced, and count it."""
         self._traces_left -= 1
-        return self._traces_left >= 0
+        return self._needs_codes or self._traces_left >= 0
 
     def _close_deadline(self, deadline: Deadline) -> Deadline:
         return Deadline(max(deadline.at, self._clock.monotonic() + CLOSE_SECONDS), self._clock.monotonic)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from serverless_pg_kit import Engine
+from serverless_pg_kit.testing import PostgresServer
+
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the developer's own decides a test."""
+    for name in list(os.environ):
+        if name.startswith(("SERVERLESS_PG_", "PG", "AWS_LAMBDA_")) or name == "DATABASE_URL":
+            monkeypatch.delenv(name)
+
+
+def debian_15() -> Path:
+    """Return Debian's binaries; without them the test is skipped, in CI it fails."""
+    if not DEBIAN_15.exists():
+        reason = "Debian's PostgreSQL 15 is not installed (apt-get install postgresql)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return DEBIAN_15
+
+
+@pytest.fixture(scope="session", params=[15, 16, 18])
+def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
+    """A server with room for many connections, in each version."""
+    bin_dir = debian_15() if request.param == 15 else None
+    with PostgresServer(None if bin_dir else request.param, bin_dir=bin_dir, max_connections=100) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_server() -> Iterator[PostgresServer]:
+    """A server with eight slots, of which an ordinary role can reach five."""
+    with PostgresServer(max_connections=8) as running:
+        yield running
+
+
+@pytest.fixture
+def engines(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
+    """Make engines that are closed at the end of the test.
+
+    Each test has a fleet of its own, so that no test ends another's connections.
+    """
+    made: list[Engine] = []
+    fleet = f"test {zlib.crc32(request.node.name.encode())}"
+
+    def make(**names: Any) -> Engine:
+        made.append(Engine(**{"application_name": fleet} | names))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def make_engine(engines: MakeEngine, server: PostgresServer) -> MakeEngine:
+    """Make engines on ``server``, as its ordinary role."""
+    return functools.partial(engines, conninfo=server.dsn)
+
+
+@pytest.fixture
+def superuser(server: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
+    """A superuser's connection to the application's database."""
+    with psycopg.connect(server.superuser_dsn, dbname="app", autocommit=True) as conn:
+        yield conn
+
+
+@pytest.fixture
+def ledger(superuser: psycopg.Connection[Any]) -> str:
+    """The name of an empty table that the ordinary role may use."""
+    superuser.execute("drop table if exists ledger")
+    superuser.execute("create table ledger (entry int primary key deferrable initially deferred)")
+    superuser.execute("grant all on ledger to app")
+    return "ledger"
+
+
+@pytest.fixture(scope="session")
+def german_server() -> Iterator[PostgresServer]:
+    """A server whose messages are German, with five reachable slots."""
+    with PostgresServer(bin_dir=debian_15(), max_connections=8, language="de") as running:
+        yield running

@@ -1,0 +1,210 @@
+"""Connections that died meanwhile are replaced at once, and nobody notices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from typing import Any
+
+import psycopg
+import pytest
+from support import eventually, kill, sessions
+
+from serverless_pg_kit import AcquireTimeout, TransactionFailed
+from serverless_pg_kit.events import Event, Lost, Retrying
+from serverless_pg_kit.testing import PostgresServer
+
+
+def test_connection_killed_while_idle_is_replaced_without_delay(make_engine: Any, superuser: Any) -> None:
+    """The free look sees it, and the first reconnect does not wait."""
+    events: list[Event] = []
+    engine = make_engine(on_event=events.append)
+    engine.connect()
+    engine.clean()
+    kill(superuser, *sessions(superuser, engine.settings.application_name))
+    assert engine.connect().execute("select 1").fetchone() == (1,)
+    assert [event.seen for event in events if isinstance(event, Lost)] == ["peek"]
+    assert not [event for event in events if isinstance(event, Retrying)]
+
+
+def test_expired_session_is_replaced(make_engine: Any, server: PostgresServer) -> None:
+    """A session that the server ended by idle_session_timeout (57P05) is seen like a killed one."""
+    engine = make_engine(reset=False)
+    with engine.request() as conn:
+        conn.execute("set idle_session_timeout = '50ms'")
+    idle = engine._slots._idle[0]
+    assert eventually(lambda: bool(_readable(idle.conn.fileno())))
+    assert engine.connect().execute("select 1").fetchone() == (1,)
+    assert engine.stats.losses == 1
+
+
+def _readable(descriptor: int) -> list[Any]:
+    import select
+
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return poll.poll(0)
+
+
+def test_notice_to_an_idle_connection_is_no_death(make_engine: Any, superuser: Any) -> None:
+    """Readable does not mean dead: a notification leaves the connection in use."""
+    engine = make_engine(reset=False)
+    with engine.request() as conn:
+        conn.execute("listen news")
+    superuser.execute("notify news, 'x'")
+    idle = engine._slots._idle[0]
+    assert eventually(lambda: bool(_readable(idle.conn.fileno())))
+    engine.connect()
+    assert (engine.stats.connects, engine.stats.reuses) == (1, 1)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate", "kill"])
+def test_restarted_server_is_served_at_first_try(engines: Any, mode: Any) -> None:
+    """After a restart or a crash of the server the next request works."""
+    with PostgresServer(max_connections=10) as server:
+        engine = engines(conninfo=server.dsn)
+        engine.connect()
+        engine.clean()
+        if mode == "kill":
+            server.kill()
+            server.start()
+        else:
+            server.restart(mode)
+        assert engine.connect().execute("select 1").fetchone() == (1,)
+        assert engine.stats.connects == 2
+
+
+def test_server_killed_in_mid_request_is_told_and_forgotten(make_engine: Any, superuser: Any) -> None:
+    """The request in progress fails with the driver's error, the next one works."""
+    engine = make_engine()
+
+    def body() -> None:
+        with engine.request() as conn:
+            kill(superuser, conn.info.backend_pid)
+            conn.execute("select 1")
+
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        body()
+    with engine.request() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+
+
+def test_loss_before_commit_is_no_unknown_commit(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """A connection that died before COMMIT was sent is known not to have committed."""
+    engine = make_engine()
+
+    def body() -> None:
+        with engine.request() as conn:
+            conn.execute("insert into ledger values (1)")
+            kill(superuser, conn.info.backend_pid)
+
+    with pytest.raises(TransactionFailed, match="before COMMIT was sent"):
+        body()
+    assert superuser.execute("select count(*) from ledger").fetchone() == (0,)
+
+
+def test_old_connections_are_replaced(make_engine: Any) -> None:
+    """`max_lifetime` counts in wall-clock time, which goes on while a container is frozen."""
+    engine = make_engine(max_lifetime=60.0)
+    engine.connect()
+    engine.clean()
+    engine._slots._idle[0].expires = time.time() - 1
+    engine.connect()
+    assert (engine.stats.expirations, engine.stats.connects) == (1, 2)
+
+
+def test_silent_loss_is_bounded(engines: Any, server: PostgresServer) -> None:
+    """A connection whose server says nothing is replaced within about a second, or fails within the deadline."""
+    engine = engines(conninfo=server.dsn, max_wait=5)
+    engine.connect()
+    pid = engine.connect().info.backend_pid
+    engine.clean()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        assert engine.connect().execute("select 1").fetchone() == (1,)
+        assert time.monotonic() - started < 1.5
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert engine.stats.losses == 1
+
+
+def test_silent_server_fails_within_the_deadline(engines: Any, server: PostgresServer) -> None:
+    """If no other connection can be had either, the request fails in the time it was given."""
+    engine = engines(conninfo=server.dsn, max_wait=0.6, max_size=1)
+    engine.connect()
+    engine.clean()
+    os.kill(server.pid, signal.SIGSTOP)
+    pid = engine._slots._idle[0].pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        with pytest.raises(AcquireTimeout):
+            engine.connect()
+        assert time.monotonic() - started < 1.0
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
+    assert eventually(lambda: engine.connect().execute("select 1").fetchone() == (1,))
+
+
+HANDLER = """
+    import sys
+    from serverless_pg_kit import Engine, with_db
+
+    @with_db(Engine(conninfo=sys.argv[1], application_name=sys.argv[2]))
+    def handler(event, context, conn):
+        print("begun", flush=True)
+        conn.execute("select pg_sleep(60)")
+
+    handler({}, None)
+"""
+
+
+def test_killed_handler_leaves_nothing_open(server: PostgresServer, superuser: Any) -> None:
+    """A container killed in the midst of a long query does not leave the query running on the server."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HANDLER), server.dsn, "doomed"], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        active = "select 1 from pg_stat_activity where application_name = 'doomed' and state = 'active'"
+        assert eventually(lambda: superuser.execute(active).fetchone() == (1,))
+        process.kill()
+    assert eventually(lambda: not sessions(superuser, "doomed"), seconds=3.0)
+
+
+def test_engine_that_is_collected_closes_its_connections(make_engine: Any, server: PostgresServer, superuser: Any) -> None:
+    """An engine nobody refers to any more leaves no session and no ResourceWarning."""
+    from serverless_pg_kit import Engine
+
+    engine = Engine(conninfo=server.dsn, application_name="collected")
+    with engine.request():
+        pass
+    assert sessions(superuser, "collected")
+    del engine
+    assert eventually(lambda: not sessions(superuser, "collected"))
+
+
+def test_forked_child_leaves_the_parents_connection_alone(make_engine: Any) -> None:
+    """A child process opens its own connection, and the parent's goes on working."""
+    engine = make_engine()
+    with engine.request() as conn:
+        parent_pid = conn.info.backend_pid
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # pragma: no cover - the child's coverage is not collected
+        with engine.request() as conn:
+            os.write(writer, str(conn.info.backend_pid).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    child_pid = int(os.read(reader, 20))
+    os.close(reader)
+    os.close(writer)
+    with engine.request() as conn:
+        assert conn.info.backend_pid == parent_pid != child_pid

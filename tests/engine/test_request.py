@@ -1,0 +1,258 @@
+"""A request: what it commits, what it rolls back, and what it tells."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+from psycopg.pq import TransactionStatus
+
+from serverless_pg_kit import TransactionFailed
+from serverless_pg_kit.testing import PostgresServer
+
+
+def entries(superuser: psycopg.Connection[Any]) -> list[int]:
+    """Return what is in the ledger."""
+    return [entry for (entry,) in superuser.execute("select entry from ledger order by 1")]
+
+
+def test_success_commits(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """The connection is inside a transaction, which is committed at the end."""
+    engine = make_engine()
+    with engine.request() as conn:
+        assert conn.info.transaction_status == TransactionStatus.INTRANS
+        conn.execute("insert into ledger values (1)")
+    assert entries(superuser) == [1]
+    assert (engine.stats.commits, engine.stats.rollbacks) == (1, 0)
+
+
+def test_exception_rolls_back_and_goes_through(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """The user's own exception arrives unchanged, and nothing is kept."""
+    engine = make_engine()
+    wrong = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as caught, engine.request() as conn:
+        conn.execute("insert into ledger values (1)")
+        raise wrong
+    assert caught.value is wrong
+    assert entries(superuser) == []
+
+
+def test_connection_is_kept_for_the_next_request(make_engine: Any) -> None:
+    """Requests one after the other share one backend."""
+    engine = make_engine()
+    pids = set()
+    for _ in range(5):
+        with engine.request() as conn:
+            pids.add(conn.info.backend_pid)
+    assert len(pids) == 1
+    assert (engine.stats.connects, engine.stats.reuses, engine.stats.open) == (1, 4, 1)
+
+
+def test_scope_without_touch_acquires_nothing(make_engine: Any) -> None:
+    """A request that needs no database costs no connection."""
+    engine = make_engine()
+    with engine.scope() as scope:
+        assert not scope.has_connection
+    assert scope.report.decision == "kept"
+    assert engine.stats.connects == 0
+
+
+def test_engine_connection_is_the_current_requests(make_engine: Any) -> None:
+    """Code deep inside a request finds its connection without having it passed down."""
+    engine = make_engine()
+    with engine.scope() as scope:
+        assert engine.connection is scope.connection
+    with pytest.raises(RuntimeError, match="no request is open"):
+        engine.connection  # noqa: B018 - the access is the test
+
+
+def test_connection_of_an_ended_request_is_refused(make_engine: Any) -> None:
+    """A scope that was kept too long does not hand out a connection that may serve somebody else."""
+    with make_engine().scope() as scope:
+        assert scope.connection
+    with pytest.raises(RuntimeError, match="has ended"):
+        scope.connection  # noqa: B018 - the access is the test
+
+
+def test_request_inside_a_request_joins_it(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """The inner one uses the outer's connection and transaction, so one connection is enough."""
+    engine = make_engine(max_size=1)
+    with engine.request() as outer:
+        with engine.request() as inner:
+            assert inner is outer
+            inner.execute("insert into ledger values (1)")
+        assert entries(superuser) == []
+    assert entries(superuser) == [1]
+
+
+def test_request_can_refuse_to_join(make_engine: Any) -> None:
+    """With `join=False` it gets a connection of its own."""
+    engine = make_engine()
+    with engine.request() as outer, engine.request(join=False) as inner:
+        assert inner is not outer
+        assert engine.connection is inner
+
+
+def test_failure_of_a_joined_request_is_not_committed_by_halves(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """If the inner request fails and its exception is caught, the outer one is rolled back and says so."""
+    engine = make_engine()
+
+    def outer() -> None:
+        with engine.request() as conn:
+            with pytest.raises(ValueError, match="inner"), engine.request() as joined:
+                joined.execute("insert into ledger values (1)")
+                raise ValueError("inner")
+            conn.execute("insert into ledger values (2)")
+
+    with pytest.raises(TransactionFailed):
+        outer()
+    assert entries(superuser) == []
+
+
+def test_failed_transaction_is_told(make_engine: Any) -> None:
+    """Whoever catches a database error and goes on as if nothing were does not believe in a commit."""
+    engine = make_engine()
+
+    def body() -> None:
+        with engine.request() as conn, pytest.raises(psycopg.errors.DivisionByZero):
+            conn.execute("select 1/0")
+
+    with pytest.raises(TransactionFailed, match="was rolled back"):
+        body()
+    with engine.request() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+
+
+def test_scope_fail_rolls_back_silently(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """An adapter that saw a 500 ends the request without an exception."""
+    with make_engine().scope() as scope:
+        scope.connection.execute("insert into ledger values (1)")
+        scope.fail()
+    assert entries(superuser) == []
+
+
+def test_manual_form(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """connect, clean and close do for a handler what serverless-postgres does."""
+    engine = make_engine()
+    engine.connect().execute("insert into ledger values (1)")
+    assert engine.clean().decision == "kept"
+    assert entries(superuser) == [1]
+    engine.connect().execute("insert into ledger values (2)")
+    engine.close()
+    assert entries(superuser) == [1]
+    assert engine.stats.open == 0
+    assert engine.connect().execute("select 1").fetchone() == (1,)
+
+
+def test_clean_rolls_back_a_failed_transaction_without_a_word(make_engine: Any) -> None:
+    """The manual form reports by events, and the next request works."""
+    engine = make_engine()
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        engine.connect().execute("select 1/0")
+    engine.clean()
+    assert engine.stats.rollbacks == 1
+    assert engine.connect().execute("select 1").fetchone() == (1,)
+
+
+def test_clean_without_anything_open(make_engine: Any) -> None:
+    """Cleaning needs neither a request nor a connection, and opens none."""
+    engine = make_engine()
+    assert engine.clean().decision == "closed"
+    assert engine.stats.connects == 0
+    engine.connect()
+    engine.clean()
+    assert engine.clean().decision == "kept"
+
+
+@pytest.mark.parametrize(
+    ("level", "read_only", "shown"),
+    [(IsolationLevel.SERIALIZABLE, True, ("serializable", "on")), (None, None, ("read committed", "off"))],
+)
+def test_isolation_and_read_only_hold_for_one_request(
+    make_engine: Any, level: IsolationLevel | None, read_only: bool | None, shown: tuple[str, str]
+) -> None:
+    """What one request asks for the next one does not inherit."""
+    engine = make_engine()
+    query = "select current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    with engine.request(isolation_level=level, read_only=read_only) as conn:
+        assert conn.execute(query).fetchone() == shown
+    with engine.request() as conn:
+        assert conn.execute(query).fetchone() == ("read committed", "off")
+
+
+def test_deadline_cancels_a_statement_on_the_server(make_engine: Any) -> None:
+    """A query that would outlive the request is cancelled, with an error while there is time left."""
+    engine = make_engine()
+    with pytest.raises(psycopg.errors.QueryCanceled), engine.request(deadline=0.3) as conn:
+        conn.execute("select pg_sleep(30)")
+    with engine.request() as conn:
+        assert conn.execute("show statement_timeout").fetchone() == ("0",)
+
+
+def test_deadline_never_lengthens_a_timeout_of_the_role(
+    make_engine: Any, server: PostgresServer, superuser: Any
+) -> None:
+    """A shorter statement_timeout that the administrator set stays in force."""
+    superuser.execute("alter role app set statement_timeout = '700ms'")
+    try:
+        engine = make_engine()
+        with engine.request(deadline=60) as conn:
+            assert conn.execute("show statement_timeout").fetchone() == ("700ms",)
+        with engine.request(deadline=0.5) as conn:
+            assert conn.execute("select current_setting('statement_timeout')::interval < '500 ms'").fetchone() == (
+                True,
+            )
+    finally:
+        superuser.execute("alter role app reset statement_timeout")
+
+
+@pytest.mark.parametrize("deadline", [None, math.inf])
+def test_without_deadline_nothing_is_set(make_engine: Any, deadline: float | None) -> None:
+    """No deadline means no time-out, for migrations and COPY."""
+    with make_engine().request(deadline=deadline) as conn:
+        assert conn.execute("show statement_timeout").fetchone() == ("0",)
+
+
+def test_autocommit(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """With autocommit there is no transaction around the request; each statement counts by itself."""
+    engine = make_engine(autocommit=True)
+    with pytest.raises(ValueError, match="mine"), engine.request(deadline=5) as conn:
+        assert conn.info.transaction_status == TransactionStatus.IDLE
+        conn.execute("insert into ledger values (1)")
+        assert conn.execute("show statement_timeout").fetchone() != ("0",)
+        raise ValueError("mine")
+    assert entries(superuser) == [1]
+    with engine.request() as conn:
+        assert conn.execute("show statement_timeout").fetchone() == ("0",)
+
+
+def test_threads_share_the_engine_but_not_a_connection(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """Twenty threads over three connections are all served, and no two at once have the same one."""
+    engine = make_engine(max_size=3)
+    busy: set[int] = set()
+    errors: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            for entry in range(first, first + 10):
+                with engine.request() as conn:
+                    assert id(conn) not in busy
+                    busy.add(id(conn))
+                    conn.execute("insert into ledger values (%s)", [entry])
+                    busy.remove(id(conn))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number * 10,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []
+    assert entries(superuser) == list(range(200))
+    assert engine.stats.connects <= 3
+    assert (engine.stats.open, engine.stats.in_use) == (engine.stats.connects, 0)
