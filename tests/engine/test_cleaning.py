@@ -141,9 +141,7 @@ def test_strangers_and_busy_sessions_are_never_touched(
     busy = peers(1)[0]
     with ExitStack() as stack:
         stack.callback(superuser.execute, "drop role stranger")
-        other_role = psycopg.conninfo.make_conninfo(
-            server.dsn, user="stranger", password="x", application_name=fleet
-        )
+        other_role = psycopg.conninfo.make_conninfo(server.dsn, user="stranger", password="x", application_name=fleet)
         stack.enter_context(psycopg.connect(other_role))
         other_database = psycopg.conninfo.make_conninfo(server.dsn, dbname="postgres", application_name=fleet)
         stack.enter_context(psycopg.connect(other_database))

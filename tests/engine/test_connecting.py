@@ -74,7 +74,9 @@ def test_full_for_too_long_ends_at_the_deadline(engines: Any, tiny_server: Postg
     assert eventually(lambda: engine.connect().execute("select 1").fetchone() == (1,))
 
 
-@pytest.mark.parametrize(("names", "attempts"), [({"max_wait": 0}, 1), ({"max_retries": 3}, 4), ({"max_retries": 0}, 1)])
+@pytest.mark.parametrize(
+    ("names", "attempts"), [({"max_wait": 0}, 1), ({"max_retries": 3}, 4), ({"max_retries": 0}, 1)]
+)
 def test_attempts_are_limited_by_settings(
     engines: Any, tiny_server: PostgresServer, names: dict[str, Any], attempts: int
 ) -> None:

@@ -179,7 +179,9 @@ def test_killed_handler_leaves_nothing_open(server: PostgresServer, superuser: A
     assert eventually(lambda: not sessions(superuser, "doomed"), seconds=3.0)
 
 
-def test_engine_that_is_collected_closes_its_connections(make_engine: Any, server: PostgresServer, superuser: Any) -> None:
+def test_engine_that_is_collected_closes_its_connections(
+    make_engine: Any, server: PostgresServer, superuser: Any
+) -> None:
     """An engine nobody refers to any more leaves no session and no ResourceWarning."""
     from serverless_pg_kit import Engine
 
