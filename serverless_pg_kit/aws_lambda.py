@@ -13,8 +13,7 @@ from psycopg import IsolationLevel
 from serverless_pg_kit.decisions.deadline import request_budget
 from serverless_pg_kit.engine import Engine
 
-Handler = Callable[..., Any]
-H = TypeVar("H", bound=Handler)
+R = TypeVar("R")
 
 _default_engine: Engine | None = None
 _default_lock = threading.Lock()
@@ -33,7 +32,7 @@ def default_engine() -> Engine:
 
 
 @overload
-def with_db(handler: H, /) -> H: ...
+def with_db(handler: Callable[..., R], /) -> Callable[..., R]: ...
 @overload
 def with_db(
     engine: Engine | None = None,
@@ -43,7 +42,7 @@ def with_db(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
-) -> Callable[[Handler], Handler]: ...
+) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
 def with_db(
     target: Any = None,
     /,
@@ -79,18 +78,18 @@ def with_db(
 
 
 def _decorate(
-    handler: Handler,
+    handler: Callable[..., R],
     engine: Engine | None,
     inject: str,
     deadline: float | None,
     isolation_level: IsolationLevel | None,
     read_only: bool | None,
-) -> Handler:
+) -> Callable[..., R]:
     signature = check_handler(handler, inject)
     injects = inject in signature.parameters
 
     @functools.wraps(handler)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> R:
         target = default_engine() if engine is None else engine
         seconds = context_budget((*args, *kwargs.values()), target) if deadline is None else deadline
         with target.scope(deadline=seconds, isolation_level=isolation_level, read_only=read_only) as scope:

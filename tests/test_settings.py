@@ -131,7 +131,7 @@ def test_repr_masks_secrets(conninfo: str) -> None:
 )
 def test_unreadable_conninfo_is_refused_without_showing_it(conninfo: Any) -> None:
     """A malformed connection string fails at once, and what may be its password is shown nowhere in the error."""
-    with pytest.raises(SettingsError, match="^conninfo") as caught:
+    with pytest.raises(SettingsError, match=r"^conninfo") as caught:
         Settings(conninfo=conninfo)
     error = caught.value
     assert "hunter2" not in str(error) + repr(error) + repr(error.__context__) + repr(error.__cause__)
@@ -193,7 +193,7 @@ def test_keywords_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -
 def test_bad_database_url_fails_when_the_engine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment's connection string is checked early as well, and not shown."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://app:hun@ter2@db/app")
-    with pytest.raises(SettingsError, match="^DATABASE_URL has a host") as caught:
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL has a host") as caught:
         Engine()
     assert "ter2" not in str(caught.value)
 

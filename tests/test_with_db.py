@@ -36,8 +36,8 @@ def engine(make_engine: Any) -> Engine:
 
 def answer(event: Any, context: Any, conn: psycopg.Connection[Any]) -> int:
     """A handler: return the event's number, having asked the server."""
-    [number] = conn.execute("select %s::int", [event["n"]]).fetchone() or [None]
-    return number
+    row = conn.execute("select %s::int", [event["n"]]).fetchone()
+    return int(row[0]) if row else 0
 
 
 class Service:

@@ -27,7 +27,8 @@ def test_setting_replaces_the_servers_ceiling() -> None:
 def test_scarcest_limit_counts(role_limit: int, database_limit: int, room: int, utilization: float) -> None:
     """Limits of role and database cut the room as the server's do; -1 is no limit."""
     census = read_census([100, 3, 2, role_limit, database_limit, *ROW[5:]], None)
-    assert (census.room, census.utilization) == (room, pytest.approx(utilization))
+    assert census.room == room
+    assert census.utilization == pytest.approx(utilization)
 
 
 def test_limit_of_zero_is_full() -> None:

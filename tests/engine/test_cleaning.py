@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,7 +26,7 @@ CROWDED = 0.09
 
 
 @pytest.fixture
-def peers(make_engine: Any) -> Iterator[Peers]:
+def peers(make_engine: Any) -> Peers:
     """Make engines that each hold one idle connection; their pids are in the order in which they became idle."""
 
     def make(count: int, **names: Any) -> list[Engine]:
@@ -283,7 +283,7 @@ class Storm:
     def run(self, until: Callable[[], bool], seconds: float) -> None:
         """Go on until `until` holds, for `seconds` at most."""
         end = time.monotonic() + seconds
-        self._over = lambda: until() or time.monotonic() > end
+        self._over: Callable[[], bool] = lambda: until() or time.monotonic() > end
         threads = [threading.Thread(target=self._work, args=(engine,)) for engine in self.engines]
         threads.append(threading.Thread(target=self._reap))
         for thread in threads:

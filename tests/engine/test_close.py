@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from typing import Any
 
 import psycopg
@@ -67,9 +69,8 @@ def test_sequence_values_do_not_leak(make_engine: Any, superuser: Any) -> None:
     engine = make_engine()
     with engine.request() as conn:
         conn.execute("select nextval('numbers')")
-    with engine.request() as conn, pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
-        with conn.transaction():
-            conn.execute("select lastval()")
+    with engine.request() as conn, pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState), conn.transaction():
+        conn.execute("select lastval()")
 
 
 def test_attributes_of_the_connection_do_not_leak(make_engine: Any) -> None:
@@ -151,6 +152,12 @@ def test_error_at_commit_is_told_and_the_connection_kept(make_engine: Any, super
     assert engine.stats.connects == 1
 
 
+def cut_line(descriptor: int) -> None:
+    """End a TCP connection behind the back of its owner."""
+    with socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
 def test_session_killed_during_commit_is_unknown(make_engine: Any, superuser: Any, ledger: str) -> None:
     """A connection cut while COMMIT runs is the one case in which nobody can know."""
     engine = make_engine()
@@ -168,11 +175,7 @@ def test_session_killed_during_commit_is_unknown(make_engine: Any, superuser: An
                 " for each row execute function cut()"
             )
             conn.execute("insert into audit values (1)")
-            import socket
-            import threading
-
-            duplicate = socket.fromfd(conn.fileno(), socket.AF_INET, socket.SOCK_STREAM)
-            threading.Timer(0.2, lambda: (duplicate.shutdown(socket.SHUT_RDWR), duplicate.close())).start()
+            threading.Timer(0.2, cut_line, [conn.fileno()]).start()
 
     superuser.execute("drop table if exists audit; create table audit (x int); alter table audit owner to app")
     superuser.execute("grant create on schema public to app")
@@ -193,13 +196,20 @@ def test_handlers_own_commit_is_respected(make_engine: Any, superuser: Any, ledg
     assert superuser.execute("select entry from ledger").fetchall() == [(1,)]
 
 
+def discard_all(conn: psycopg.Connection[Any]) -> None:
+    """Do by hand what PgBouncer does."""
+    conn.commit()
+    conn.autocommit = True
+    conn.execute("discard all")
+
+
 ODD_HABITS = {
     "closed": lambda conn: conn.close(),
     "with block": lambda conn: conn.__enter__().execute("select 1") and conn.__exit__(None, None, None),
     "guard given up": lambda conn: conn.execute("select pg_advisory_unlock_all()"),
     "guard given up and committed": lambda conn: (conn.execute("select pg_advisory_unlock_all()"), conn.commit()),
     "rolled back": lambda conn: conn.rollback(),
-    "reset by hand": lambda conn: (conn.commit(), setattr(conn, "autocommit", True), conn.execute("discard all")),
+    "reset by hand": discard_all,
 }
 
 

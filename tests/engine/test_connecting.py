@@ -126,8 +126,7 @@ def test_rejection_is_told_at_once(
     prepare_rejections(superuser)
     params = psycopg.conninfo.conninfo_to_dict(server.dsn) | change
     records: list[logging.LogRecord] = []
-    handler = logging.Handler(logging.DEBUG)
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler = Recorder(records)
     logger = logging.getLogger("serverless_pg_kit")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
@@ -148,6 +147,17 @@ def test_rejection_is_told_at_once(
     seen = [*whole_chain(caught.value), repr(events), *(record.getMessage() for record in records), repr(engine)]
     password = str(params["password"])
     assert not [text for text in seen if password in text]
+
+
+class Recorder(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__(logging.DEBUG)
+        self.records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 def prepare_rejections(superuser: psycopg.Connection[Any]) -> None:
@@ -183,7 +193,13 @@ def test_server_that_is_shutting_down_is_waited_for(engines: Any) -> None:
         holder = psycopg.connect(server.dsn)
         stopping = threading.Thread(target=server.stop, args=("smart",))  # waits for the session above
         stopping.start()
-        starting = threading.Timer(0.5, lambda: (holder.close(), stopping.join(), server.start()))
+
+        def go_on() -> None:
+            holder.close()
+            stopping.join()
+            server.start()
+
+        starting = threading.Timer(0.5, go_on)
         starting.start()
         assert eventually(lambda: "smart shutdown" in server.log)
         assert watched.connect().execute("select 1").fetchone() == (1,)
