@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import sql
 from psycopg.pq import ConnStatus, TransactionStatus
@@ -50,8 +49,7 @@ TRACED_ATTEMPTS = 32
 """Attempts whose SQLSTATE is traced before the kit believes that it can read the server's words (`connect.traced`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Closing:
+class Closing(NamedTuple):
     """A close exchange: its message, how many commits it makes, and whether it ends with a census."""
 
     message: str
@@ -129,15 +127,12 @@ class EngineBase:
         now = self._clock.wall()
         lifetime = self.settings.max_lifetime
         return Slot(
-            conn=conn,
-            baseline=baseline,
-            pid=pgconn.backend_pid,
-            server_version=pgconn.server_version,
+            conn,
+            baseline,
             fleet=(pgconn.parameter_status(b"application_name") or b"").decode().partition(":")[0],
             born=now,
             expires=float("inf") if lifetime is None else now + lifetime * (1 - self._clock.dice() / 10),
             generation=self._slots.generation,
-            idle_since=now,
         )
 
     def _open_deadline(self, retry: Retry, fresh: bool) -> Deadline:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Clock:
+class Clock(NamedTuple):
     """Time and chance as the engine sees them, all in seconds.
 
     `monotonic` measures the steps of one acquisition; `wall` measures the age of connections, because monotonic time
@@ -18,5 +17,5 @@ class Clock:
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
-    dice: Callable[[], float] = field(default_factory=lambda: random.Random().random)
+    dice: Callable[[], float] = random.random
     sleep: Callable[[float], None] = time.sleep

@@ -14,7 +14,7 @@ import select
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from psycopg.pq import ConnStatus, PGconn, PollingStatus, Trace
 from psycopg.pq import abc as pq_abc
@@ -35,16 +35,14 @@ TRACE_SIZE = 1 << 20
 TIMEOUT_MESSAGE = "connection timeout expired"
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A failed attempt: what was said, without secrets, and the SQLSTATEs the server sent, in order."""
 
     message: str
     codes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """One address of one host, ready for libpq. `host` counts the hosts of the connection string."""
 
     params: ConnParams

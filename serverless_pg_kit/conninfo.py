@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote
 
 from psycopg import ProgrammingError
@@ -47,8 +47,7 @@ class ConnParams(dict[str, str]):
         return make_conninfo(**self)
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
+class Host(NamedTuple):
     """One host of a connection string, with what libpq needs to reach it alone."""
 
     name: str

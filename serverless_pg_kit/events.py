@@ -7,154 +7,165 @@ and ignored.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 logger = logging.getLogger("serverless_pg_kit")
 
 
-@dataclass(frozen=True)
 class Event:
-    """Base of all events. `level` is the logging level, `counter` the field of `Stats` that counts it."""
+    """Base of all events. `level` is the logging level, `counter` the field of `Stats` that counts it.
+
+    Representation and equality are those of dataclasses, written once here: having them generated for each class
+    would take a quarter of the time in which the kit is imported.
+    """
 
     level: ClassVar[int] = logging.DEBUG
     counter: ClassVar[str] = ""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
-@dataclass(frozen=True)
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), *vars(self).values()))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Connected(Event):
     """A new connection is open: after `seconds` and `attempts`, as backend `pid`."""
 
-    counter: ClassVar[str] = "connects"
+    counter = "connects"
     pid: int
     seconds: float
     attempts: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Refused(Event):
     """An attempt to connect failed. `kind` is its class, `code` the SQLSTATE if there was one."""
 
-    level: ClassVar[int] = logging.INFO
-    counter: ClassVar[str] = "refusals"
+    level = logging.INFO
+    counter = "refusals"
     kind: str
     message: str
     code: str | None
     attempt: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Retrying(Event):
     """Another attempt to connect follows after `delay` seconds; `attempts` have been made."""
 
-    counter: ClassVar[str] = "retries"
+    counter = "retries"
     delay: float
     attempts: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Reused(Event):
     """A request got a connection that was open already and had been idle for `idle` seconds."""
 
-    counter: ClassVar[str] = "reuses"
+    counter = "reuses"
     pid: int
     idle: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Lost(Event):
     """An idle connection turned out dead and was dropped: seen when (`"peek"`, `"open"`), idle for `idle` seconds."""
 
-    level: ClassVar[int] = logging.INFO
-    counter: ClassVar[str] = "losses"
+    level = logging.INFO
+    counter = "losses"
     pid: int
     seen: str
     idle: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Expired(Event):
     """A connection was replaced because it had been open for `age` seconds."""
 
-    counter: ClassVar[str] = "expirations"
+    counter = "expirations"
     pid: int
     age: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Counted(Event):
     """A census was taken: `used` sessions of all clients, `fleet_used` of them ours, `room` left for this role."""
 
-    counter: ClassVar[str] = "censuses"
+    counter = "censuses"
     used: int
     fleet_used: int
     room: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Reaped(Event):
     """Idle sessions of the fleet were ended to make room."""
 
-    level: ClassVar[int] = logging.INFO
-    counter: ClassVar[str] = "reapings"
+    level = logging.INFO
+    counter = "reapings"
     pids: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Yielded(Event):
     """The engine gave up its own connection to make room."""
 
-    level: ClassVar[int] = logging.INFO
-    counter: ClassVar[str] = "yields"
+    level = logging.INFO
+    counter = "yields"
     pid: int
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Committed(Event):
     """A request ended and its transaction, if it had one open, is committed."""
 
-    counter: ClassVar[str] = "commits"
+    counter = "commits"
     pid: int
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class RolledBack(Event):
     """A request's transaction was rolled back. `reason` says why."""
 
-    counter: ClassVar[str] = "rollbacks"
+    counter = "rollbacks"
     pid: int
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Closed(Event):
     """A connection was closed or dropped by this engine. `reason` says why."""
 
-    counter: ClassVar[str] = "closes"
+    counter = "closes"
     pid: int
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class PoolerDetected(Event):
     """The server's pid differs from the one at connect: a pooler stands between, session state is left alone."""
 
-    level: ClassVar[int] = logging.INFO
+    level = logging.INFO
     pid: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class MaintenanceFailed(Event):
     """The engine's own work failed (`stage` says which part); the request was not affected."""
 
-    level: ClassVar[int] = logging.WARNING
-    counter: ClassVar[str] = "maintenance_failures"
+    level = logging.WARNING
+    counter = "maintenance_failures"
     stage: str
     error: str
 
@@ -162,8 +173,7 @@ class MaintenanceFailed(Event):
 Listener = Callable[[Event], object]
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """Counts of what happened in this process since the engine was made; a snapshot.
 
     `open` connections are in use or idle now, `in_use` serve a request. `killed` counts ended sessions, `reapings`
@@ -193,7 +203,7 @@ class Announcer:
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = tuple(listeners)
-        self._counts = {field.name: 0 for field in dataclasses.fields(Stats)}
+        self._counts = dict.fromkeys(Stats._fields, 0)
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:

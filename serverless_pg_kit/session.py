@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg import Connection, IsolationLevel
 
@@ -26,8 +25,7 @@ LISTS = ("_notice_handlers", "_notify_handlers", "_notifies_backlog")
 is not there cannot leak."""
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
+class Baseline(NamedTuple):
     """A connection's own side as it was before its first request: the point to which every request returns."""
 
     attributes: dict[str, Any]

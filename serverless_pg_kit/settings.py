@@ -24,7 +24,7 @@ LONGEST_NAME = 63
 """Bytes of an application name; the server cuts what is longer."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """All settings of an engine, checked when made. Times are seconds; 0 and ``None`` mean what they say.
 

@@ -10,7 +10,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from psycopg import Connection
@@ -19,7 +18,6 @@ from serverless_pg_kit.decisions.deadline import ServerTimeouts
 from serverless_pg_kit.session import Baseline
 
 
-@dataclass(eq=False, slots=True)
 class Slot:
     """An open connection and what the engine knows about it. Times are wall-clock seconds.
 
@@ -27,18 +25,21 @@ class Slot:
     False behind a pooler. `timeouts` are those the open exchange set and the close has to take back.
     """
 
-    conn: Connection[Any]
-    baseline: Baseline
-    pid: int
-    server_version: int
-    fleet: str
-    born: float
-    expires: float
-    generation: int
-    idle_since: float
-    direct: bool | None = None
-    timeouts: ServerTimeouts = field(default_factory=ServerTimeouts)
-    census_at: float = 0.0
+    def __init__(
+        self, conn: Connection[Any], baseline: Baseline, fleet: str, *, born: float, expires: float, generation: int
+    ) -> None:
+        self.conn = conn
+        self.baseline = baseline
+        self.fleet = fleet
+        self.born = born
+        self.expires = expires
+        self.generation = generation
+        self.pid = conn.pgconn.backend_pid
+        self.server_version = conn.pgconn.server_version
+        self.idle_since = born
+        self.direct: bool | None = None
+        self.timeouts = ServerTimeouts()
+        self.census_at = 0.0
 
 
 class Waiter:

@@ -6,7 +6,7 @@ qualified with ``pg_catalog``, because a user's ``search_path`` may hide them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from serverless_pg_kit.decisions.deadline import ServerTimeouts
 
@@ -17,8 +17,7 @@ ORPHAN_CHECK = "500ms"
 """How often a running statement looks whether its client still lives (``client_connection_check_interval``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionMode:
+class TransactionMode(NamedTuple):
     """How a transaction begins: the words after BEGIN; ``None`` leaves each to the session's default."""
 
     isolation_level: str | None = None

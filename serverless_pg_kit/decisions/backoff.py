@@ -7,7 +7,7 @@ fast, jitter fully (each delay is uniform between zero and a growing ceiling).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from serverless_pg_kit.decisions.classify import Failure, FailureKind
 
@@ -22,8 +22,7 @@ LAST_CHANCE = 0.05
 """Seconds kept at least for the last attempt, the one made just before the deadline."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(NamedTuple):
     """The limits of retrying: `base` and `cap` in seconds, `max_retries` a count or ``None`` for no limit."""
 
     base: float

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FLEET_SHARE = 10
 """Connections for which one census per `census_ttl` is asked. A larger fleet asks less often by the same factor, so
 that the server answers about as many per second whatever the size of the fleet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Census:
+class Census(NamedTuple):
     """Sessions and limits as one statement saw them; all counts include the connection that asked.
 
     `limit` is what this role may use of the server, reserves deducted. `role_limit` and `database_limit` are the

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class FailureKind(Enum):
@@ -32,8 +32,7 @@ class FailureKind(Enum):
         return self not in (FailureKind.CREDENTIALS, FailureKind.PERMANENT)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One row: `kind` applies if the SQLSTATE is among `codes` or a line holds one of `texts` (lower case).
 
     `max_retries` limits the retries for this row alone; ``None`` leaves them to the settings. A user's row with
@@ -46,8 +45,7 @@ class Rule:
     max_retries: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """A failed connect, understood: its class, the message without secrets, and the SQLSTATE if one could be had."""
 
     kind: FailureKind

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from serverless_pg_kit.decisions.census import Census
 
@@ -15,16 +14,14 @@ AGE_FLOOR = 0.05
 that a connect takes; without it a new connection was ended up to ten times in a row before its first request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reap:
+class Reap(NamedTuple):
     """An order to end idle sessions of the fleet: idle for `min_idle_seconds` at least, `limit` of them at most."""
 
     min_idle_seconds: float
     limit: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class CleanReport:
+class CleanReport(NamedTuple):
     """What the end of a request did about room.
 
     `decision` tells of the engine's own connection: ``"kept"`` for the next request, ``"yielded"`` to make room, or

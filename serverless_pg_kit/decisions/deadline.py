@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
+class Deadline(NamedTuple):
     """A moment on a monotonic clock, in seconds, after which there is no point in going on.
 
     Made once at entry and passed down, so that every step works against the same moment. `now` is the clock.
@@ -43,8 +42,7 @@ def request_budget(remaining_milliseconds: float | None, margin: float) -> float
     return max(seconds - margin, seconds / 2)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerTimeouts:
+class ServerTimeouts(NamedTuple):
     """The time-outs the server enforces for one request, in milliseconds; 0 leaves the session's own value."""
 
     statement: int = 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from psycopg.pq import TransactionStatus
 
@@ -56,8 +56,7 @@ class Outcome(Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class CommitAnswer:
+class CommitAnswer(NamedTuple):
     """The server's answer to COMMIT itself: its command tag, or the SQLSTATE of its error, or neither."""
 
     tag: str | None = None
