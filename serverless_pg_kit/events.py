@@ -10,21 +10,47 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import FrozenInstanceError, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Tell type checkers, and nobody else, that subclasses are dataclasses."""
+        return lambda cls: cls
+
 
 logger = logging.getLogger("serverless_pg_kit")
 
 
+@dataclass_transform(frozen_default=True)
 class Event:
     """Base of all events. `level` is the logging level, `counter` the field of `Stats` that counts it.
 
-    Representation and equality are those of dataclasses, written once here: having them generated for each class
-    would take a quarter of the time in which the kit is imported.
+    Subclasses are frozen dataclasses by inheriting. The methods stand here once: generating them for each class would
+    take a quarter of the time in which the kit is imported.
     """
 
     level: ClassVar[int] = logging.DEBUG
     counter: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(init=False, repr=False, eq=False)(cls)
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]  # every subclass is a dataclass
+        given = dict(zip(names, values, strict=False)) | named
+        if len(values) + len(named) != len(names) or given.keys() != set(names):
+            raise TypeError(f"{type(self).__name__} takes {', '.join(names)}")
+        vars(self).update(given)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
@@ -36,7 +62,6 @@ class Event:
         return hash((type(self), *vars(self).values()))
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Connected(Event):
     """A new connection is open: after `seconds` and `attempts`, as backend `pid`."""
 
@@ -46,7 +71,6 @@ class Connected(Event):
     attempts: int
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Refused(Event):
     """An attempt to connect failed. `kind` is its class, `code` the SQLSTATE if there was one."""
 
@@ -58,7 +82,6 @@ class Refused(Event):
     attempt: int
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Retrying(Event):
     """Another attempt to connect follows after `delay` seconds; `attempts` have been made."""
 
@@ -67,7 +90,6 @@ class Retrying(Event):
     attempts: int
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Reused(Event):
     """A request got a connection that was open already and had been idle for `idle` seconds."""
 
@@ -76,7 +98,6 @@ class Reused(Event):
     idle: float
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Lost(Event):
     """An idle connection turned out dead and was dropped: seen when (`"peek"`, `"open"`), idle for `idle` seconds."""
 
@@ -87,7 +108,6 @@ class Lost(Event):
     idle: float
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Expired(Event):
     """A connection was replaced because it had been open for `age` seconds."""
 
@@ -96,7 +116,6 @@ class Expired(Event):
     age: float
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Counted(Event):
     """A census was taken: `used` sessions of all clients, `fleet_used` of them ours, `room` left for this role."""
 
@@ -106,7 +125,6 @@ class Counted(Event):
     room: int
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Reaped(Event):
     """Idle sessions of the fleet were ended to make room."""
 
@@ -115,7 +133,6 @@ class Reaped(Event):
     pids: tuple[int, ...]
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Yielded(Event):
     """The engine gave up its own connection to make room."""
 
@@ -125,7 +142,6 @@ class Yielded(Event):
     reason: str
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Committed(Event):
     """A request ended and its transaction, if it had one open, is committed."""
 
@@ -134,7 +150,6 @@ class Committed(Event):
     seconds: float
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class RolledBack(Event):
     """A request's transaction was rolled back. `reason` says why."""
 
@@ -143,7 +158,6 @@ class RolledBack(Event):
     reason: str
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class Closed(Event):
     """A connection was closed or dropped by this engine. `reason` says why."""
 
@@ -152,7 +166,6 @@ class Closed(Event):
     reason: str
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class PoolerDetected(Event):
     """The server's pid differs from the one at connect: a pooler stands between, session state is left alone."""
 
@@ -160,7 +173,6 @@ class PoolerDetected(Event):
     pid: int
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class MaintenanceFailed(Event):
     """The engine's own work failed (`stage` says which part); the request was not affected."""
 
