@@ -126,8 +126,8 @@ def is_given(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwa
 def context_budget(arguments: tuple[Any, ...], engine: Engine) -> float | None:
     """Return the seconds a request may take by the Lambda context among `arguments`; ``None`` if that is unknown."""
     for argument in arguments:
-        remaining = getattr(argument, "get_remaining_time_in_millis", None)
-        if callable(remaining):
+        remaining: Any = getattr(argument, "get_remaining_time_in_millis", None)
+        if remaining is not None:
             return request_budget(remaining(), engine.settings.deadline_margin)
     return None
 

@@ -22,7 +22,7 @@ else:
         return lambda cls: cls
 
 
-logger = logging.getLogger("serverless_pg_kit")
+logger: logging.Logger = logging.getLogger("serverless_pg_kit")
 
 
 @dataclass_transform(frozen_default=True)

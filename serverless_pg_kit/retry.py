@@ -28,9 +28,9 @@ class Retry:
         self.deadline = deadline
         self.request_deadline = request_deadline
         self.clock = clock
-        self.started = clock.monotonic()
-        self.attempts = 0
-        self.slowest = 0.0
+        self.started: float = clock.monotonic()
+        self.attempts: int = 0
+        self.slowest: float = 0.0
 
     @property
     def waited(self) -> float:

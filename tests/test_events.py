@@ -23,7 +23,7 @@ def test_events_are_frozen_dataclasses() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.pid = 8  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        del event.pid
+        del event.pid  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(

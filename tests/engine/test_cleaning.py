@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from support import eventually, kill, sessions
 
 from serverless_pg_kit import Engine, Statements
@@ -141,13 +142,11 @@ def test_strangers_and_busy_sessions_are_never_touched(
     busy = peers(1)[0]
     with ExitStack() as stack:
         stack.callback(superuser.execute, "drop role stranger")
-        other_role = psycopg.conninfo.make_conninfo(server.dsn, user="stranger", password="x", application_name=fleet)
+        other_role = make_conninfo(server.dsn, user="stranger", password="x", application_name=fleet)
         stack.enter_context(psycopg.connect(other_role))
-        other_database = psycopg.conninfo.make_conninfo(server.dsn, dbname="postgres", application_name=fleet)
+        other_database = make_conninfo(server.dsn, dbname="postgres", application_name=fleet)
         stack.enter_context(psycopg.connect(other_database))
-        in_transaction = stack.enter_context(
-            psycopg.connect(psycopg.conninfo.make_conninfo(server.dsn, application_name=fleet))
-        )
+        in_transaction = stack.enter_context(psycopg.connect(make_conninfo(server.dsn, application_name=fleet)))
         in_transaction.execute("select 1")
         stack.enter_context(busy.request())
         wait_until_idle_for(superuser, "another fleet", 8, AGE_FLOOR)
@@ -175,7 +174,7 @@ def test_reaper_takes_no_more_locks_than_victims(peers: Peers, make_engine: Any,
     wait_until_idle_for(superuser, fleet, 6, AGE_FLOOR)
     with psycopg.connect(engine.settings.conninfo, application_name=fleet) as conn:
         reap = Statements().reap(f"'{fleet}'", AGE_FLOOR, 2).replace("pg_terminate_backend(pid)", "pg_sleep(0)")
-        assert len(conn.execute(reap).fetchall()) == 2
+        assert len(conn.execute(reap.encode()).fetchall()) == 2
         locks = "select count(*) from pg_locks where locktype = 'advisory' and classid = %s and pid = pg_backend_pid()"
         assert conn.execute(locks, [GUARD_KEY]).fetchone() == (2,)
 
@@ -306,7 +305,7 @@ class Storm:
         statement = Statements().reap(f"'{engine.settings.application_name}'", REAPER_AGE, None)
         with psycopg.connect(engine.settings.conninfo, autocommit=True) as conn:
             while not self._over():
-                self.kills += len([pid for pid, ended in conn.execute(statement) if ended])
+                self.kills += len([pid for pid, ended in conn.execute(statement.encode()) if ended])
 
 
 def test_no_request_dies_in_progress(make_engine: Any) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.rows import dict_row
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row, tuple_row
+from psycopg.types.string import TextLoader
 
 from serverless_pg_kit import CommitUnknown, TransactionFailed
 from serverless_pg_kit.testing import PostgresServer
@@ -86,7 +88,7 @@ def test_attributes_of_the_connection_do_not_leak(make_engine: Any) -> None:
         conn.cursor_factory = psycopg.ClientCursor
         conn.prepare_threshold = None
         conn.add_notice_handler(heard.append)
-        conn.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+        conn.adapters.register_loader("int4", TextLoader)
     with engine.request() as conn:
         assert (conn.autocommit, conn.isolation_level, conn.read_only) == (False, None, None)
         assert conn.execute("select 1").fetchone() == (1,)
@@ -108,7 +110,7 @@ def test_configured_attributes_are_what_requests_start_from(make_engine: Any) ->
     for _ in range(3):
         with engine.request() as conn:
             assert conn.execute("select 1 as one").fetchone() == {"one": 1}
-            conn.row_factory = psycopg.rows.tuple_row
+            conn.row_factory = tuple_row
     assert len(configured) == 1
 
 
@@ -289,7 +291,7 @@ def test_role_defaults_survive_the_reset(make_engine: Any, superuser: Any, serve
     """RESET goes back to what the role and the connection string say, not to the server's bare defaults."""
     superuser.execute("alter role app set work_mem = '9MB'")
     try:
-        conninfo = psycopg.conninfo.make_conninfo(server.dsn, options="-c lock_timeout=77s")
+        conninfo = make_conninfo(server.dsn, options="-c lock_timeout=77s")
         engine = make_engine(conninfo=conninfo)
         for _ in range(2):
             with engine.request() as conn:

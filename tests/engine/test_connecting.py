@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import eventually, whole_chain
 
 from serverless_pg_kit import (
@@ -124,14 +125,14 @@ def test_rejection_is_told_at_once(
 ) -> None:
     """What waiting does not cure costs one attempt, on the server too, and no secret shows up anywhere."""
     prepare_rejections(superuser)
-    params = psycopg.conninfo.conninfo_to_dict(server.dsn) | change
+    params = conninfo_to_dict(server.dsn) | change
     records: list[logging.LogRecord] = []
     handler = Recorder(records)
     logger = logging.getLogger("serverless_pg_kit")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     events: list[Event] = []
-    engine = engines(conninfo=psycopg.conninfo.make_conninfo("", **params), on_event=events.append)
+    engine = engines(conninfo=make_conninfo("", **params), on_event=events.append)
     fatal = server.log.count("FATAL")
     started = time.monotonic()
     try:
@@ -231,10 +232,10 @@ def test_deaf_server_does_not_hold_the_deadline(engines: Any) -> None:
 
 def test_second_host_serves_when_the_first_is_deaf(engines: Any, server: PostgresServer) -> None:
     """One silent host does not eat the whole budget of a multi-host string."""
-    params = psycopg.conninfo.conninfo_to_dict(server.dsn)
+    params = conninfo_to_dict(server.dsn)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         params |= {"host": "127.0.0.1,127.0.0.1", "port": f"{deaf.getsockname()[1]},{server.port}"}
-        engine = engines(conninfo=psycopg.conninfo.make_conninfo("", **params), max_wait=2)
+        engine = engines(conninfo=make_conninfo("", **params), max_wait=2)
         assert engine.connect().execute("select 1").fetchone() == (1,)
 
 
@@ -249,7 +250,7 @@ def test_unknown_host_name_fails_soon(engines: Any) -> None:
 def test_users_rule_decides(engines: Any, server: PostgresServer) -> None:
     """A user can have a missing database waited for."""
     rule = Rule(FailureKind.STARTING_UP, codes=("3D000",))
-    conninfo = psycopg.conninfo.make_conninfo(server.dsn, dbname="not_restored_yet")
+    conninfo = make_conninfo(server.dsn, dbname="not_restored_yet")
     with pytest.raises(AcquireTimeout) as caught:
         engines(conninfo=conninfo, connect_rules=[rule], max_wait=0.3).connect()
     assert caught.value.attempts > 1
@@ -257,7 +258,7 @@ def test_users_rule_decides(engines: Any, server: PostgresServer) -> None:
 
 def test_german_server_is_understood(engines: Any, german_server: PostgresServer) -> None:
     """A server that speaks German gets retries for capacity and one attempt for a wrong password."""
-    wrong = psycopg.conninfo.make_conninfo(german_server.dsn, password="falsch")
+    wrong = make_conninfo(german_server.dsn, password="falsch")
     for _ in range(TRACED_ATTEMPTS + 2):  # beyond the attempts that are traced from the start
         with pytest.raises(CredentialsRejected, match="Passwort") as rejected:
             engines(conninfo=wrong, max_wait=5).connect()
@@ -269,7 +270,7 @@ def test_german_server_is_understood(engines: Any, german_server: PostgresServer
 
 def test_one_engine_keeps_understanding_german(engines: Any, german_server: PostgresServer) -> None:
     """The SQLSTATE is still read after many attempts of one engine."""
-    engine = engines(conninfo=psycopg.conninfo.make_conninfo(german_server.dsn, password="falsch"))
+    engine = engines(conninfo=make_conninfo(german_server.dsn, password="falsch"))
     for _ in range(TRACED_ATTEMPTS + 2):
         with pytest.raises(CredentialsRejected):
             engine.connect()
@@ -308,7 +309,7 @@ def test_function_name_is_told_to_the_server(make_engine: Any, monkeypatch: pyte
 
 def test_name_in_the_connection_string_names_the_fleet(engines: Any, server: PostgresServer) -> None:
     """Who names the application in the URL is matched by that name."""
-    conninfo = psycopg.conninfo.make_conninfo(server.dsn, application_name="by_url")
+    conninfo = make_conninfo(server.dsn, application_name="by_url")
     engine = engines(conninfo=conninfo, application_name="serverless_pg_kit")
     assert engine.connect().execute("show application_name").fetchone() == ("by_url",)
     assert engine.census().fleet_used == 2
@@ -322,6 +323,6 @@ def test_database_url_and_pg_variables_are_read(
     assert engines().connect().info.dbname == "app"
     monkeypatch.delenv("DATABASE_URL")
     names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-    for name, value in psycopg.conninfo.conninfo_to_dict(server.dsn).items():
+    for name, value in conninfo_to_dict(server.dsn).items():
         monkeypatch.setitem(os.environ, names[name], str(value))
     assert engines().connect().info.dbname == "app"

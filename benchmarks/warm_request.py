@@ -1,0 +1,99 @@
+"""What a warm request costs over hand-written psycopg: BEGIN, one statement, COMMIT on a connection that is kept.
+
+    python benchmarks/warm_request.py
+
+Client and backend share one core, so that elapsed time is the CPU time of both and no wake-up across cores blurs it
+(where the system does not let us pin the backend, that is said). The contestants take turns; the figures are medians
+of the turns. Compare ratios and differences within one run; the microseconds are this machine's.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+
+from serverless_pg_kit import Engine
+from serverless_pg_kit.testing import PostgresServer
+
+TURNS = 30
+REQUESTS = 200
+
+
+@contextmanager
+def contestants(dsn: str) -> Iterator[dict[str, Callable[[], object]]]:
+    """Yield one function for each contestant that serves one request."""
+    settings: dict[str, dict[str, Any]] = {"kit": {}, "kit, reset off": {"reset": False}}
+    engines = {name: Engine(conninfo=dsn, census_ttl=3600, **names) for name, names in settings.items()}
+    bare = psycopg.connect(dsn)
+
+    def by_hand() -> None:
+        bare.execute("select 1")
+        bare.commit()
+
+    def request(engine: Engine, deadline: float | None) -> Callable[[], None]:
+        def serve() -> None:
+            with engine.request(deadline=deadline) as conn:
+                conn.execute("select 1")
+
+        return serve
+
+    yield {
+        "psycopg by hand": by_hand,
+        "kit": request(engines["kit"], None),
+        "kit, with deadline": request(engines["kit"], 30.0),
+        "kit, reset off": request(engines["kit, reset off"], None),
+    }
+    bare.close()
+    for engine in engines.values():
+        engine.close()
+
+
+def pin(dsn: str) -> str:
+    """Put this process and all its backends on one core; say how far that went."""
+    core = {min(os.sched_getaffinity(0))}
+    os.sched_setaffinity(0, core)
+    with psycopg.connect(dsn) as conn:
+        pids = [pid for (pid,) in conn.execute("select pid from pg_stat_activity where usename = 'app'")]
+    try:
+        for pid in pids:
+            os.sched_setaffinity(pid, core)
+    except PermissionError:
+        return "backends not pinned (the server belongs to another user)"
+    except ProcessLookupError:
+        pass  # the backend that answered the question
+    return "client and backends on one core"
+
+
+def turn(serve: Callable[[], object]) -> float:
+    """Return the microseconds a request took, on average of one turn."""
+    started = time.perf_counter()
+    for _ in range(REQUESTS):
+        serve()
+    return (time.perf_counter() - started) / REQUESTS * 1e6
+
+
+def main() -> None:
+    """Measure all contestants in turns and print the table."""
+    with PostgresServer() as server, contestants(server.dsn) as serving:
+        for serve in serving.values():
+            turn(serve)
+        print(f"{pin(server.dsn)}; medians of {TURNS} turns of {REQUESTS} requests")
+        taken: dict[str, list[float]] = {name: [] for name in serving}
+        for _ in range(TURNS):
+            for name, serve in serving.items():
+                taken[name].append(turn(serve))
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    base = medians["psycopg by hand"]
+    print(f"{'':22}{'us/request':>12}{'over psycopg':>14}{'ratio':>8}")
+    for name, median in medians.items():
+        print(f"{name:22}{median:12.1f}{median - base:14.1f}{median / base:8.2f}")
+
+
+if __name__ == "__main__":
+    main()
