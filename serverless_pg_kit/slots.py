@@ -34,12 +34,12 @@ class Slot:
         self.born = born
         self.expires = expires
         self.generation = generation
-        self.pid = conn.pgconn.backend_pid
-        self.server_version = conn.pgconn.server_version
+        self.pid: int = conn.pgconn.backend_pid
+        self.server_version: int = conn.pgconn.server_version
         self.idle_since = born
         self.direct: bool | None = None
-        self.timeouts = ServerTimeouts()
-        self.census_at = 0.0
+        self.timeouts: ServerTimeouts = ServerTimeouts()
+        self.census_at: float = 0.0
 
 
 class Waiter:
@@ -60,8 +60,8 @@ class Slots:
         self._start()
 
     def _start(self) -> None:
-        self.process = os.getpid()
-        self.generation = 0
+        self.process: int = os.getpid()
+        self.generation: int = 0
         self._lock = threading.Lock()
         self._idle: list[Slot] = []
         self._taken = 0

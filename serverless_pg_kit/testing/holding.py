@@ -26,7 +26,7 @@ class Holding:
         self.workspace: Workspace | None = None
         self.folder: Path | None = None
         self.postmaster: Postmaster | None = None
-        self.closed = False
+        self.closed: bool = False
 
     @property
     def running(self) -> bool:

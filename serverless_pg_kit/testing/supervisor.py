@@ -57,7 +57,7 @@ class Order(TypedDict):
     folder: str
 
 
-libc = ctypes.CDLL(None, use_errno=True)
+libc: ctypes.CDLL = ctypes.CDLL(None, use_errno=True)
 
 
 def main(order: Order) -> int:
