@@ -82,6 +82,12 @@ class EngineBase:
         taken, idle = self._slots.taken, self._slots.idle
         return self._announce.stats(open=taken + idle, in_use=taken)
 
+    def _check_process(self) -> None:
+        """Start anew in a forked child."""
+        if self._slots.process != os.getpid():
+            self._slots.start_anew()
+            self._announce.start_anew()
+
     def _deadline(self, seconds: float | None) -> Deadline:
         return deadline_after(seconds, self._clock.monotonic)
 

@@ -85,7 +85,7 @@ class Engine(EngineBase):
 
         Arguments and errors are those of `request`.
         """
-        outer = self._current.get()
+        outer = self._open_scope()
         if outer is not None and join:
             return JoinedScope(outer)
         inherited = outer.deadline if outer is not None and deadline is None else self._deadline(deadline)
@@ -97,7 +97,7 @@ class Engine(EngineBase):
 
         Raises ``RuntimeError`` outside a request, and what `request` raises.
         """
-        scope = self._current.get()
+        scope = self._open_scope()
         if scope is None:
             raise RuntimeError("no request is open: use @with_db, engine.request(), engine.scope() or engine.connect()")
         return scope.connection
@@ -108,7 +108,7 @@ class Engine(EngineBase):
         `deadline` and errors are those of `request`. If a request is open, its connection is returned, unless that
         was lost meanwhile.
         """
-        scope = self._current.get()
+        scope = self._open_scope()
         if scope is not None and scope.has_connection and not is_alive(scope.connection.pgconn):
             self._abort(scope)
             scope = None
@@ -125,7 +125,7 @@ class Engine(EngineBase):
         Without a request it sees to room over an idle connection, if there is one. Raises what the end of `request`
         raises, but never `TransactionFailed` for a transaction that had failed before.
         """
-        scope = self._current.get()
+        scope = self._open_scope()
         if scope is None:
             return self._clean_idle()
         self._current.set(None)
@@ -137,7 +137,7 @@ class Engine(EngineBase):
 
         The engine can be used again; it opens new connections then.
         """
-        scope = self._current.get()
+        scope = self._open_scope()
         if scope is not None:
             self._abort(scope)
         self._condemn("the engine was closed")
@@ -160,10 +160,15 @@ class Engine(EngineBase):
             raise RuntimeError("there is no census: a pooler stands between, or the server refused it (see the log)")
         return census
 
+    def _open_scope(self) -> Scope | None:
+        """Return the current request; not one that has ended or is the parent's: tasks and forks inherit those."""
+        scope = self._current.get()
+        return scope if scope is not None and scope.is_open else None
+
     # Acquire: wait in line, look at the connection, connect if need be, open
 
     def _acquire(self, scope: Scope) -> Slot:
-        self._slots.start_anew_after_fork()
+        self._check_process()
         retry = self._retry(scope.deadline)
         slot = self._wait_in_line(retry)
         try:
@@ -270,6 +275,9 @@ class Engine(EngineBase):
         if scope.report is not None:
             return scope.report
         slot, scope._slot = scope._slot, None
+        if slot is not None and not scope.is_open:
+            self._slots.abandon(slot)
+            slot = None
         if slot is None:
             scope.report = CleanReport("kept", "the request needed no connection")
             return scope.report
@@ -280,7 +288,7 @@ class Engine(EngineBase):
         return scope.report
 
     def _clean_idle(self) -> CleanReport:
-        self._slots.start_anew_after_fork()
+        self._check_process()
         slot = self._slots.take_idle()
         if slot is None:
             return CleanReport("closed", "no connection is open")

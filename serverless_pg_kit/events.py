@@ -216,6 +216,10 @@ class Announcer:
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = tuple(listeners)
         self._counts = dict.fromkeys(Stats._fields, 0)
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Make a new lock after a fork: another thread of the parent may have held the old one."""
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:

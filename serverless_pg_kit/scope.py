@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class Scope:
         self.read_only: bool | None = read_only
         self.report: CleanReport | None = None
         self._engine = engine
+        self._process = os.getpid()
         self._slot: Slot | None = None
         self._outer: Scope | None = None
         self._wants_commit = True
@@ -56,6 +58,11 @@ class Scope:
     def has_connection(self) -> bool:
         """Whether a connection was acquired and not yet given back."""
         return self._slot is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the request goes on, in the process in which it began."""
+        return self.report is None and self._process == os.getpid()
 
     def fail(self) -> None:
         """Let the request end with a rollback, although no exception leaves it."""

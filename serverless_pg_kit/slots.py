@@ -67,11 +67,14 @@ class Slots:
         self._taken = 0
         self._line: deque[Waiter] = deque()
 
-    def start_anew_after_fork(self) -> None:
-        """Forget the parent's connections, without closing them on its behalf or having them collected."""
-        if self.process != os.getpid():
-            self._abandoned += self._idle
-            self._start()
+    def start_anew(self) -> None:
+        """Forget all connections after a fork: they are the parent's to close, so they are not even collected."""
+        self._abandoned += self._idle
+        self._start()
+
+    def abandon(self, slot: Slot) -> None:
+        """Keep the parent's connection of a request that began before a fork from being collected."""
+        self._abandoned.append(slot)
 
     @property
     def idle(self) -> int:

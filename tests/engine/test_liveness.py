@@ -193,6 +193,26 @@ def test_engine_that_is_collected_closes_its_connections(
     assert eventually(lambda: not sessions(superuser, "collected"))
 
 
+def test_fork_in_mid_request_does_not_end_the_parents_request(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """A child that leaves the block neither commits nor closes what belongs to the parent."""
+    engine = make_engine()
+    with engine.request() as conn:
+        conn.execute("insert into ledger values (1)")
+        child = os.fork()
+        if child == 0:  # pragma: no cover - the child's coverage is not collected
+            try:
+                with engine.request() as own:
+                    assert own is not conn
+                engine.clean()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert superuser.execute("select count(*) from ledger").fetchone() == (0,)
+        conn.execute("insert into ledger values (2)")
+    assert superuser.execute("select count(*) from ledger").fetchone() == (2,)
+
+
 def test_forked_child_leaves_the_parents_connection_alone(make_engine: Any) -> None:
     """A child process opens its own connection, and the parent's goes on working."""
     engine = make_engine()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import math
 import threading
 from typing import Any
@@ -76,6 +77,19 @@ def test_connection_of_an_ended_request_is_refused(make_engine: Any) -> None:
         assert scope.connection
     with pytest.raises(RuntimeError, match="has ended"):
         scope.connection  # noqa: B018 - the access is the test
+
+
+def test_context_that_outlives_its_request_starts_a_new_one(make_engine: Any) -> None:
+    """A task that was begun inside a request and goes on after it gets a request of its own."""
+    engine = make_engine()
+    with engine.request():
+        inherited = contextvars.copy_context()
+
+    def late() -> Any:
+        with engine.request() as conn:
+            return conn.execute("select 1").fetchone()
+
+    assert inherited.run(late) == (1,)
 
 
 def test_request_inside_a_request_joins_it(make_engine: Any, superuser: Any, ledger: str) -> None:
