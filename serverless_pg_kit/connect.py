@@ -7,12 +7,11 @@ that carries the connection and thereby the password.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import select
 import socket
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,12 +21,7 @@ from psycopg.pq import version as libpq_version
 
 from serverless_pg_kit.conninfo import ConnParams, Host, scrub, secrets_in, split_hosts
 from serverless_pg_kit.decisions.deadline import Deadline
-
-Wanted = tuple[int, int, float]
-"""What a connecting generator waits for: the descriptor, the poll events, and the seconds it may take."""
-
-ConnectGen = Generator[Wanted, bool, "pq_abc.PGconn | Refusal"]
-"""Yields what it waits for and is told whether it happened in time."""
+from serverless_pg_kit.waiting import Steps
 
 ERROR_IN_TRACE = re.compile(r'^B\t\d+\tErrorResponse\t S "[^"]*"(?: V "[^"]*")? C "(\w{5})"', re.MULTILINE)
 TRACE_SIZE = 1 << 20
@@ -84,7 +78,7 @@ def _alone(params: ConnParams, host: Host, hostaddr: str) -> ConnParams:
     return ConnParams(rest | {name: value for name, value in one.items() if value})
 
 
-def attempt(address: Address, deadline: Deadline, trace: bool) -> ConnectGen:
+def attempt(address: Address, deadline: Deadline, trace: bool) -> Steps[pq_abc.PGconn | Refusal]:
     """Connect to `address` before `deadline`; return the connection or a `Refusal`. Closes what fails.
 
     With `trace` the SQLSTATE of a refusal is read from libpq's trace of the exchange. That settles servers which do
@@ -104,7 +98,7 @@ def attempt(address: Address, deadline: Deadline, trace: bool) -> ConnectGen:
     return Refusal(scrub(message, secrets_in(address.params, os.environ)), tuple(codes))
 
 
-def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline) -> Generator[Wanted, bool, str | None]:
+def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline) -> Steps[str | None]:
     """Drive the handshake of `pgconn`; return ``None`` when it is done, otherwise what went wrong."""
     status: int = PollingStatus.FAILED if pgconn.status == ConnStatus.BAD else PollingStatus.WRITING
     while status in (PollingStatus.READING, PollingStatus.WRITING):
@@ -138,17 +132,3 @@ def traced(pgconn: pq_abc.PGconn, wanted: bool) -> Iterator[list[str]]:
         pgconn.untrace()  # before the descriptor is closed: its number may be given to another file
         codes += re.findall(ERROR_IN_TRACE, os.pread(memory, TRACE_SIZE, 0).decode(errors="replace"))
         os.close(memory)
-
-
-def wait(gen: ConnectGen) -> pq_abc.PGconn | Refusal:
-    """Drive `attempt` to its end, blocking."""
-    try:
-        descriptor, events, seconds = next(gen)
-        while True:
-            poll = select.poll()
-            poll.register(descriptor, events)
-            ready = poll.poll(None if math.isinf(seconds) else math.ceil(seconds * 1000))
-            descriptor, events, seconds = gen.send(bool(ready))
-    except StopIteration as done:
-        result: pq_abc.PGconn | Refusal = done.value
-        return result

@@ -13,7 +13,7 @@ from psycopg import Connection, Error, IsolationLevel, OperationalError
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from serverless_pg_kit.base import CLOSE_SECONDS, EngineBase
-from serverless_pg_kit.connect import Address, Refusal, attempt, resolve, wait
+from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.classify import Failure, FailureKind
@@ -35,6 +35,7 @@ from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope import JoinedScope, Scope
 from serverless_pg_kit.settings import Settings
 from serverless_pg_kit.slots import Slot, Waiter
+from serverless_pg_kit.waiting import drive
 
 
 class Engine(EngineBase):
@@ -236,7 +237,7 @@ class Engine(EngineBase):
             if failure is not None and failure.kind is not FailureKind.NETWORK and address.host == host:
                 continue
             deadline = self._attempt_deadline(retry, params, len(addresses) - position)
-            result = wait(attempt(address, deadline, self._traces()))
+            result = drive(attempt(address, deadline, self._traces()))
             if not isinstance(result, Refusal):
                 return self._adopt(result)
             host, failure = address.host, self._understand(result, retry)

@@ -1,30 +1,22 @@
 """One bounded message out, its results in.
 
-Written once as generators in psycopg's own protocol: they yield what they wait for and are driven by
-``conn.wait(gen, interval)`` or ``await conn.wait(gen, interval)``. The deadline is inside, because a socket that lost
-its peer without a word would otherwise be waited for as long as TCP likes.
+Written once as a generator, to be driven blocking or not. The deadline is inside, because a socket that lost its peer
+without a word would otherwise be waited for as long as TCP likes.
 """
 
 from __future__ import annotations
 
-import math
 import select
-from collections.abc import Generator
 from typing import Any
 
 from psycopg import Connection, OperationalError, errors
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
-from psycopg.waiting import Ready, Wait
 
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import CommitAnswer, Ending, Outcome, commit_outcome
 from serverless_pg_kit.errors import CommitUnknown, TransactionFailed
-
-ExchangeGen = Generator[Wait, Ready | int, None]
-
-LONGEST_TICK = 0.1
-"""Seconds after which a waiting generator is woken at the latest, so that Ctrl-C works."""
+from serverless_pg_kit.waiting import Steps, drive, is_ready
 
 
 class ExchangeTimeout(OperationalError):
@@ -55,22 +47,19 @@ class Answers(list[PGresult]):
         ]
 
 
-def exchange(pgconn: PGconn, message: str, deadline: Deadline, answers: Answers) -> ExchangeGen:
+def exchange(pgconn: PGconn, message: str, deadline: Deadline, answers: Answers) -> Steps[None]:
     """Send `message` in the simple protocol and add its results to `answers` as they come.
 
     Raises `ExchangeTimeout` at the deadline and ``psycopg.OperationalError`` if the connection is lost before the
     server has said anything about the last statement. SQL errors are results, not exceptions.
     """
     pgconn.send_query(message.encode())
-    while pgconn.flush():
-        ready = yield Wait.RW
-        _check(ready, deadline)
-        if ready & Ready.R:
-            pgconn.consume_input()
+    while pgconn.flush():  # the server may have to be listened to before it takes the rest
+        check(deadline, (yield pgconn.socket, select.POLLIN | select.POLLOUT, deadline.remaining()))
+        pgconn.consume_input()
     while True:
         while pgconn.is_busy():
-            ready = yield Wait.R
-            _check(ready, deadline)
+            check(deadline, (yield pgconn.socket, select.POLLIN, deadline.remaining()))
             pgconn.consume_input()
         result = pgconn.get_result()
         if result is None:
@@ -80,19 +69,17 @@ def exchange(pgconn: PGconn, message: str, deadline: Deadline, answers: Answers)
             raise OperationalError("a COPY is in progress on this connection")
 
 
-def tick(deadline: Deadline) -> float:
-    """Return the interval, in seconds, at which to drive a generator so that one tick falls on its deadline."""
-    remaining = deadline.remaining()
-    if math.isinf(remaining) or remaining <= 0:
-        return LONGEST_TICK if remaining else 0.001
-    return remaining / math.ceil(remaining / LONGEST_TICK)
+def check(deadline: Deadline, happened: bool) -> None:
+    """Raise `ExchangeTimeout` if nothing happened before `deadline`."""
+    if not happened and not deadline.remaining():
+        raise ExchangeTimeout("the server did not answer in time")
 
 
 def run(conn: Connection[Any], message: str, deadline: Deadline, answers: Answers | None = None) -> Answers:
     """Drive `exchange` on `conn`, holding its lock, and return the answers. Raises what `exchange` raises."""
     answers = Answers() if answers is None else answers
     with conn.lock:
-        conn.wait(exchange(conn.pgconn, message, deadline, answers), tick(deadline))
+        drive(exchange(conn.pgconn, message, deadline, answers))
     return answers
 
 
@@ -103,7 +90,7 @@ def is_alive(pgconn: PGconn) -> bool:
     takes two reads to see a death: the first swallows the server's farewell. A peer lost in silence is not seen.
     """
     try:
-        while _readable(pgconn.socket):
+        while is_ready(pgconn.socket, select.POLLIN, 0):
             pgconn.consume_input()
     except OperationalError:
         return False
@@ -157,17 +144,6 @@ def commit_problem(answers: Answers) -> Exception | None:
     if outcome is Outcome.FAILED:
         return TransactionFailed("the transaction had failed before COMMIT: nothing of this request is committed")
     return sql_error(answers.error) if outcome is Outcome.REJECTED and answers.error else None
-
-
-def _check(ready: int, deadline: Deadline) -> None:
-    if ready == Ready.NONE and not deadline.remaining():
-        raise ExchangeTimeout("the server did not answer in time")
-
-
-def _readable(socket: int) -> bool:
-    poll = select.poll()
-    poll.register(socket, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _text(value: bytes | None) -> str | None:
