@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
@@ -86,7 +87,7 @@ def _decorate(
     read_only: bool | None,
 ) -> Callable[..., R]:
     signature = check_handler(handler, inject)
-    injects = inject in signature.parameters
+    injects = accepts(handler, signature, inject)
 
     @functools.wraps(handler)
     def run(*args: Any, **kwargs: Any) -> R:
@@ -96,6 +97,7 @@ def _decorate(
             if injects and not is_given(signature, inject, args, kwargs):
                 kwargs[inject] = scope.connection
             result = handler(*args, **kwargs)
+            refuse_unfinished(result)
             scope.respond(status_of(result))
             return result
 
@@ -104,16 +106,45 @@ def _decorate(
 
 def check_handler(handler: object, inject: str) -> inspect.Signature:
     """Return the signature of `handler`. Raises ``TypeError`` if it cannot be decorated."""
-    if not callable(handler):
-        raise TypeError(f"with_db decorates handlers and takes an Engine, not {type(handler).__name__}")
-    call = getattr(handler, "__call__", None)  # noqa: B004 - its kind matters, not that it is there
-    if inspect.iscoroutinefunction(inspect.unwrap(handler)) or inspect.iscoroutinefunction(call):
-        raise TypeError(f"{handler!r} is async: with_db runs plain handlers, with a connection that blocks")
+    if isinstance(handler, (staticmethod, classmethod)):
+        raise TypeError("put @staticmethod or @classmethod above @with_db")
+    if not callable(handler) or isinstance(handler, type):
+        kind = "classes" if isinstance(handler, type) else type(handler).__name__
+        raise TypeError(f"with_db decorates handlers and takes an Engine, not {kind}")
+    function: Any = handler
+    while isinstance(function, functools.partial):
+        function = function.func
+    for code in (function, getattr(function, "__call__", None)):  # noqa: B004 - its kind matters, not its presence
+        if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
+            raise TypeError(f"{handler!r} is async: with_db runs plain handlers, with a connection that blocks")
+        if inspect.isgeneratorfunction(code):
+            raise TypeError(f"{handler!r} is a generator: it would run after its request has ended")
     signature = inspect.signature(handler)
     parameter = signature.parameters.get(inject)
     if parameter is not None and parameter.kind is parameter.POSITIONAL_ONLY:
         raise TypeError(f"{handler!r}: the parameter {inject!r} is positional-only and cannot be injected by name")
     return signature
+
+
+def accepts(handler: Callable[..., object], signature: inspect.Signature, name: str) -> bool:
+    """Tell whether `handler` has a parameter `name` of its own, not bound yet, that a keyword argument reaches.
+
+    A wrapper may show the signature of what it wraps and yet take less.
+    """
+    if isinstance(handler, functools.partial) and name in handler.keywords:
+        return False
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    outermost = inspect.signature(handler, follow_wrapped=False).parameters
+    reaches = name in outermost or any(each.kind is each.VAR_KEYWORD for each in outermost.values())
+    return reaches and name in signature.parameters and signature.parameters[name].kind in named
+
+
+def refuse_unfinished(result: object) -> None:
+    """Raise ``TypeError`` for a result that would only begin to work when the request has ended."""
+    if isinstance(result, (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)):
+        if isinstance(result, (types.CoroutineType, types.GeneratorType)):
+            result.close()
+        raise TypeError(f"the handler returned a {type(result).__name__}: it would run after its request has ended")
 
 
 def is_given(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -127,8 +158,9 @@ def context_budget(arguments: tuple[Any, ...], engine: Engine) -> float | None:
     """Return the seconds a request may take by the Lambda context among `arguments`; ``None`` if that is unknown."""
     for argument in arguments:
         remaining: Any = getattr(argument, "get_remaining_time_in_millis", None)
-        if remaining is not None:
-            return request_budget(remaining(), engine.settings.deadline_margin)
+        milliseconds = remaining() if callable(remaining) else None
+        if isinstance(milliseconds, (int, float)):
+            return request_budget(milliseconds, engine.settings.deadline_margin)
     return None
 
 
@@ -137,5 +169,5 @@ def status_of(result: object) -> int:
     status = result.get("statusCode") if isinstance(result, Mapping) else None
     try:
         return 200 if status is None else int(status)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 200

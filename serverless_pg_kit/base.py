@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
+from contextlib import suppress
 from typing import Any, NamedTuple
 
-from psycopg import sql
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg import Error, sql
+from psycopg.pq import TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.clock import Clock
 from serverless_pg_kit.connect import Refusal
-from serverless_pg_kit.conninfo import ConnParams, complete
+from serverless_pg_kit.conninfo import ConnParams, complete, parameter
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, census_interval, read_census
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
 from serverless_pg_kit.decisions.deadline import Deadline, deadline_after, server_timeouts
 from serverless_pg_kit.decisions.ending import Ending, choose_ending
+from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import (
     Announcer,
     Closed,
@@ -29,7 +32,7 @@ from serverless_pg_kit.events import (
     Refused,
     Stats,
 )
-from serverless_pg_kit.exchange import Answers, ending_problem, is_alive, sql_error
+from serverless_pg_kit.exchange import Answers, ending_problem, is_alive, is_busy
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope import Scope
 from serverless_pg_kit.session import Baseline, transaction_mode
@@ -61,6 +64,10 @@ class EngineBase:
     """Settings, slots and announcements of an engine, and the parts of its work that do not wait."""
 
     def __init__(self, settings: Settings | None = None, /, **names: Any) -> None:
+        if settings is not None and not isinstance(settings, Settings):
+            raise TypeError(
+                f"pass Settings or single settings, as in Engine(conninfo=...), not {type(settings).__name__}"
+            )
         if settings is not None and names:
             raise TypeError("pass a Settings object or single settings, not both")
         self.settings: Settings = Settings.from_env(**names) if settings is None else settings
@@ -71,6 +78,7 @@ class EngineBase:
         self._needs_codes = any(rule.codes for rule in self.settings.connect_rules)
         self._traces_left = TRACED_ATTEMPTS
         self._told: set[str] = set()
+        self._forgotten: deque[Slot] = deque()  # of requests that were collected before they ended
         self._finalizer = weakref.finalize(self, _close_idle, self._slots)
 
     def __repr__(self) -> str:
@@ -106,7 +114,8 @@ class EngineBase:
         return complete(params, name[:LONGEST_NAME], os.environ)
 
     def _attempt_deadline(self, retry: Retry, params: ConnParams, addresses_left: int) -> Deadline:
-        patience = float(params.get("connect_timeout") or ATTEMPT_SECONDS)
+        seconds = int(parameter(params, os.environ, "connect_timeout") or 0)
+        patience = seconds if seconds > 0 else ATTEMPT_SECONDS  # libpq's 0 is no limit; ours is the deadline
         if not self.settings.max_wait:  # 0 means one attempt, and that takes its time
             return retry.request_deadline.within(patience)
         return retry.deadline.within(min(patience, retry.deadline.remaining() / addresses_left))
@@ -126,6 +135,8 @@ class EngineBase:
             conn.autocommit = self.settings.autocommit
             if self.settings.configure is not None:
                 self.settings.configure(conn)
+            if pgconn.transaction_status != TransactionStatus.IDLE:
+                raise SettingsError("configure left a transaction open: commit it, or set autocommit first")
             baseline = Baseline.of(conn)
         except BaseException:
             conn.close()
@@ -158,6 +169,8 @@ class EngineBase:
             self._drop(slot, "a connection as old as this one was found dead")
         elif not is_alive(slot.conn.pgconn):
             self._lose(slot, "peek")
+        elif slot.conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            self._drop(slot, "it was used after its request had ended")
         else:
             return True
         return False
@@ -185,7 +198,7 @@ class EngineBase:
     def _ending(self, slot: Slot, scope: Scope) -> Ending:
         conn = slot.conn
         ending = choose_ending(
-            TransactionStatus(conn.pgconn.transaction_status),
+            TransactionStatus.ACTIVE if is_busy(conn) else TransactionStatus(conn.pgconn.transaction_status),
             wants_commit=scope._wants_commit,
             spoiled=scope._spoiled,
             tells_failure=scope._tells_failure,
@@ -197,7 +210,7 @@ class EngineBase:
 
     def _closing(self, slot: Slot, *, commit: bool) -> Closing:
         """Return the close exchange: an empty message if there is nothing to do."""
-        statements, autocommit = self.settings.statements, self.settings.autocommit
+        statements, autocommit = self.settings.statements, slot.baseline.attributes["autocommit"]
         parts = [statements.commit()] if commit else []
         if slot.direct and self.settings.reset:
             parts.append(statements.reset(slot.pid, slot.server_version, keep_guard=autocommit))
@@ -212,9 +225,9 @@ class EngineBase:
         """Return the census in `answers`. Raises the error in them, unless it is the census alone that failed."""
         error = answers.error
         if error is not None and not (closing.census and answers.commits == closing.commits):
-            raise sql_error(error)
+            raise error
         if error is not None:
-            self._maintenance_failed("census", sql_error(error))
+            self._maintenance_failed("census", error)
             slot.census_at = self._clock.wall() + self.settings.census_ttl
             return None
         return self._read_census(slot, answers) if closing.census else None
@@ -235,6 +248,16 @@ class EngineBase:
         self._announce(Counted(census.used, census.fleet_used, census.room))
         return census
 
+    def _understand_loss(self, error: Error) -> Failure:
+        """Return the failure that a new connection is which was lost before its first statement.
+
+        A pooler may refuse as late as this, in the answer to the first message.
+        """
+        text = str(error).strip() or "no reason given"
+        failure = classify(text, [error.sqlstate] if error.sqlstate else [], self.settings.connect_rules)
+        kind = failure.kind if failure.kind.retryable else FailureKind.NETWORK
+        return failure._replace(kind=kind, message=f"lost before the first statement: {text}")
+
     def _traces(self) -> bool:
         """Tell whether the next attempt to connect is to be traced, and count it."""
         self._traces_left -= 1
@@ -250,9 +273,9 @@ class EngineBase:
 
     def _drop(self, slot: Slot, reason: str) -> None:
         """Close a connection, whatever its state. Never raises."""
-        if slot.conn.pgconn.status != ConnStatus.BAD or not slot.conn.closed:
-            self._announce(Closed(slot.pid, reason))
-        slot.conn.close()
+        self._announce(Closed(slot.pid, reason))
+        with suppress(Exception):
+            slot.conn.close()
 
     def _maintenance_failed(self, stage: str, error: object) -> None:
         """Announce the failure of the engine's own work, once for each stage and kind of error."""

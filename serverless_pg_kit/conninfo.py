@@ -31,6 +31,8 @@ ENVIRONMENT_NAMES = {
     "hostaddr": "PGHOSTADDR",
     "port": "PGPORT",
     "password": "PGPASSWORD",
+    "connect_timeout": "PGCONNECT_TIMEOUT",
+    "target_session_attrs": "PGTARGETSESSIONATTRS",
 }
 
 
@@ -81,11 +83,25 @@ def parse_conninfo(conninfo: str) -> ConnParams:
         readable = True
     if not readable:  # raised out here, because the caught error's text and context may hold the password
         raise ValueError("is not a connection string that libpq can parse (not shown: it may hold a password)")
-    hosts = params.get("host", "").split(",")
-    ports = [port for port in params.get("port", "").split(",") if port]
-    if any("@" in host[1:] for host in hosts) or not all(port.isdigit() for port in ports):
-        raise ValueError("has a host or port that looks like part of a password: percent-encode '@', ':' and '/'")
+    problem = suspicious(conninfo, params)
+    if problem:
+        raise ValueError(problem)
     return params
+
+
+def suspicious(conninfo: str, params: Mapping[str, str]) -> str:
+    """Return what is wrong with a connection string that libpq can parse, without quoting it; empty if nothing is."""
+    hosts, ports = params.get("host", "").split(","), params.get("port", "").split(",")
+    encode = "percent-encode '@', ':' and '/' in the password"
+    if "://" in conninfo and conninfo.partition("?")[0].count("@") > 1:
+        return f"has more than one '@' before its parameters: {encode}"
+    if any("@" in host[1:] for host in hosts) or not all(port.isdigit() for port in ports if port):
+        return f"has a host or port that looks like part of a password: {encode}"
+    if len(ports) not in (1, len(hosts)):
+        return f"has {len(hosts)} hosts and {len(ports)} ports: give one port, or one for each host"
+    if not re.fullmatch(r"-?\d{0,9}", params.get("connect_timeout", "")):
+        return "has a connect_timeout that is no whole number of seconds"
+    return ""
 
 
 def complete(params: ConnParams, application_name: str, environ: Mapping[str, str]) -> ConnParams:
@@ -95,7 +111,8 @@ def complete(params: ConnParams, application_name: str, environ: Mapping[str, st
     """
     defaults = dict(SAFE_DEFAULTS)
     by_service = "service" in params or "PGSERVICE" in environ
-    if not by_service and not all(host.is_local for host in split_hosts(params, environ)):
+    by_system = "system" in (params.get("sslrootcert"), environ.get("PGSSLROOTCERT"))  # implies verify-full
+    if not (by_service or by_system) and not all(host.is_local for host in split_hosts(params, environ)):
         defaults["sslmode"] = "require"
     wanted = {name: value for name, value in defaults.items() if ENVIRONMENT_NAMES.get(name, "") not in environ}
     return ConnParams(wanted | params | {"application_name": application_name})
@@ -103,10 +120,7 @@ def complete(params: ConnParams, application_name: str, environ: Mapping[str, st
 
 def split_hosts(params: Mapping[str, str], environ: Mapping[str, str]) -> list[Host]:
     """Return the hosts of a (possibly multi-host) connection string in order, libpq's variables considered."""
-    names, addresses, ports = (
-        (params.get(name) or environ.get(ENVIRONMENT_NAMES[name], "")).split(",")
-        for name in ("host", "hostaddr", "port")
-    )
+    names, addresses, ports = (parameter(params, environ, name).split(",") for name in ("host", "hostaddr", "port"))
     count = max(len(names), len(addresses))
     return [
         Host(name, address, port)
@@ -114,6 +128,11 @@ def split_hosts(params: Mapping[str, str], environ: Mapping[str, str]) -> list[H
             _spread(names, count), _spread(addresses, count), _spread(ports, count), strict=True
         )
     ]
+
+
+def parameter(params: Mapping[str, str], environ: Mapping[str, str], name: str) -> str:
+    """Return libpq's parameter `name`, or what its variable says, or an empty string."""
+    return params.get(name) or environ.get(ENVIRONMENT_NAMES[name], "")
 
 
 def _spread(values: list[str], count: int) -> Iterator[str]:

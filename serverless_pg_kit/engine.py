@@ -9,14 +9,14 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
-from psycopg import Connection, Error, IsolationLevel, OperationalError
+from psycopg import Connection, Error, IsolationLevel, OperationalError, capabilities
 from psycopg.pq import ConnStatus, TransactionStatus
 
 from serverless_pg_kit.base import CLOSE_SECONDS, EngineBase
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.census import Census
-from serverless_pg_kit.decisions.classify import Failure, FailureKind
+from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
 from serverless_pg_kit.decisions.cleaning import CleanReport, plan_reap, report_room
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
@@ -27,8 +27,8 @@ from serverless_pg_kit.exchange import (
     ExchangeTimeout,
     ending_problem,
     is_alive,
+    roll_back,
     run,
-    sql_error,
     was_rejected,
 )
 from serverless_pg_kit.retry import Retry
@@ -141,6 +141,7 @@ class Engine(EngineBase):
         scope = self._open_scope()
         if scope is not None:
             self._abort(scope)
+        self._reclaim()
         self._condemn("the engine was closed")
 
     def census(self) -> Census:
@@ -151,7 +152,7 @@ class Engine(EngineBase):
         slot = self._acquire(Scope(self, self._deadline(None), None, None))
         slot.census_at = 0.0
         try:
-            census = self._finish(slot, Ending.ROLLBACK, self._close_deadline(self._deadline(None)), Answers())
+            census = self._finish(slot, Ending.ROLLBACK, self._close_deadline(self._deadline(0)), Answers())
         except BaseException:
             self._drop(slot, "the census failed")
             raise
@@ -170,6 +171,7 @@ class Engine(EngineBase):
 
     def _acquire(self, scope: Scope) -> Slot:
         self._check_process()
+        self._reclaim()
         retry = self._retry(scope.deadline)
         slot = self._wait_in_line(retry)
         try:
@@ -183,7 +185,7 @@ class Engine(EngineBase):
         waiter = Waiter(event.set)
         try:
             if not self._slots.ask(waiter):
-                event.wait(retry.deadline.remaining())
+                event.wait(min(retry.deadline.remaining(), threading.TIMEOUT_MAX))
         except BaseException:
             if not self._slots.withdraw(waiter):
                 self._slots.give_back(waiter.slot)
@@ -197,15 +199,16 @@ class Engine(EngineBase):
         return waiter.slot
 
     def _serve(self, slot: Slot | None, retry: Retry, scope: Scope) -> Slot:
-        if slot is not None and self._is_usable(slot) and self._open(slot, retry, scope, fresh=False):
+        if slot is not None and self._is_usable(slot) and self._open(slot, retry, scope, fresh=False) is None:
             self._announce(Reused(slot.pid, self._clock.wall() - slot.idle_since))
             return slot
         while True:
             slot = self._connect(retry)
-            if self._open(slot, retry, scope, fresh=True):
+            failure = self._open(slot, retry, scope, fresh=True)
+            if failure is None:
                 self._announce(Connected(slot.pid, retry.waited, retry.attempts))
                 return slot
-            self._pause(retry, retry.lose())
+            self._pause(retry, failure)
 
     def _connect(self, retry: Retry) -> Slot:
         while True:
@@ -232,22 +235,21 @@ class Engine(EngineBase):
     def _try_addresses(self, addresses: list[Address] | Refusal, params: ConnParams, retry: Retry) -> Slot | Failure:
         if isinstance(addresses, Refusal):
             return self._understand(addresses, retry)
-        host, failure = -1, None
+        failures: dict[int, Failure] = {}  # by host
         for position, address in enumerate(addresses):
-            if failure is not None and failure.kind is not FailureKind.NETWORK and address.host == host:
+            if address.host in failures and failures[address.host].kind is not FailureKind.NETWORK:
                 continue
             deadline = self._attempt_deadline(retry, params, len(addresses) - position)
             result = drive(attempt(address, deadline, self._traces()))
             if not isinstance(result, Refusal):
                 return self._adopt(result)
-            host, failure = address.host, self._understand(result, retry)
-            if not failure.kind.retryable:
+            failures[address.host] = self._understand(result, retry)
+            if not failures[address.host].kind.retryable:
                 break
-        assert failure is not None
-        return failure
+        return most_telling(failures.values())
 
-    def _open(self, slot: Slot, retry: Retry, scope: Scope, *, fresh: bool) -> bool:
-        """Send the open exchange; False if the connection turned out dead, and then nothing of the user's has run."""
+    def _open(self, slot: Slot, retry: Retry, scope: Scope, *, fresh: bool) -> Failure | None:
+        """Send the open exchange; return how the connection turned out dead, and then nothing of the user's has run."""
         message = self._open_message(slot, scope.deadline, scope.isolation_level, scope.read_only)
         answers = Answers()
         try:
@@ -257,35 +259,33 @@ class Engine(EngineBase):
             self._lose(slot, "open")
             if isinstance(error, ExchangeTimeout):
                 self._condemn("a connection as old as this one lost its server in silence")
-            return False
+            return self._understand_loss(answers.error or error)
         except BaseException:
             self._drop(slot, "interrupted")
             raise
         if answers.error is not None and slot.conn.pgconn.status == ConnStatus.BAD:
             self._lose(slot, "open")
-            return False
+            return self._understand_loss(answers.error)
         if answers.error is not None:
             self._drop(slot, "the open exchange failed")
-            raise sql_error(answers.error)
+            raise answers.error
         self._read_open(slot, answers)
-        return True
+        return None
 
     # Release: end the transaction, reset the session, see to room
 
     def _end(self, scope: Scope) -> CleanReport:
         if scope.report is not None:
             return scope.report
-        slot, scope._slot = scope._slot, None
-        if slot is not None and not scope.is_open:
+        with scope._lock:
+            slot, scope._slot = scope._slot, None
+            scope_is_ours, scope.report = scope.is_open, CleanReport("kept", "the request needed no connection")
+        if slot is not None and not scope_is_ours:
             self._slots.abandon(slot)
-            slot = None
-        if slot is None:
-            scope.report = CleanReport("kept", "the request needed no connection")
-            return scope.report
-        ending = self._ending(slot, scope)
-        scope.report, problem = self._conclude(slot, ending, self._close_deadline(scope.deadline))
-        if problem is not None:
-            raise problem
+        elif slot is not None:
+            scope.report, problem = self._conclude(slot, scope)
+            if problem is not None:
+                raise problem
         return scope.report
 
     def _clean_idle(self) -> CleanReport:
@@ -296,20 +296,23 @@ class Engine(EngineBase):
         if not self._is_usable(slot):
             self._slots.give_back(None)
             return CleanReport("closed", "the idle connection was dead or too old")
-        report, _ = self._conclude(slot, Ending.NOTHING, self._close_deadline(self._deadline(None)))
+        report, _ = self._conclude(slot, Scope(self, self._deadline(0), None, None))
         return report
 
-    def _conclude(self, slot: Slot, ending: Ending, deadline: Deadline) -> tuple[CleanReport, Exception | None]:
+    def _conclude(self, slot: Slot, scope: Scope) -> tuple[CleanReport, Exception | None]:
         """Bring the connection of an ended request home, or close it; return what was done and what to raise."""
-        answers, report = Answers(), CleanReport("closed", "interrupted")
+        answers, report, ending = Answers(), CleanReport("closed", "interrupted"), Ending.DISCARD
         started = self._clock.monotonic()
         try:
-            report = self._home(slot, ending, deadline, answers)
+            ending = self._ending(slot, scope)
+            report = self._home(slot, ending, self._close_deadline(scope.deadline), answers)
         finally:
-            if report.decision != "kept":
-                self._drop(slot, report.reason)
-            slot.idle_since = self._clock.wall()
-            self._slots.give_back(slot if report.decision == "kept" else None)
+            try:
+                if report.decision != "kept":
+                    self._drop(slot, report.reason)
+            finally:
+                slot.idle_since = self._clock.wall()
+                self._slots.give_back(slot if report.decision == "kept" else None)
         problem = ending_problem(ending, answers)
         if ending is Ending.COMMIT and problem is None:
             self._announce(Committed(slot.pid, self._clock.monotonic() - started))
@@ -336,12 +339,14 @@ class Engine(EngineBase):
             self._discard(slot)
             return None
         if ending in (Ending.ROLLBACK, Ending.FAILED):
-            slot.conn.rollback()
+            roll_back(slot.conn, deadline)
             self._announce(RolledBack(slot.pid, ending.value))
         closing = self._closing(slot, commit=ending is Ending.COMMIT)
         if closing.message:
             run(slot.conn, closing.message, deadline, answers)
         if ending is Ending.COMMIT and was_rejected(answers):
+            run(slot.conn, "BEGIN", deadline)  # for the sake of psycopg's rollback: it forgets what was prepared
+            roll_back(slot.conn, deadline)
             closing, answers = self._closing(slot, commit=False), Answers()
             run(slot.conn, closing.message, deadline, answers)
         census = self._read_close(slot, closing, answers)
@@ -350,7 +355,7 @@ class Engine(EngineBase):
 
     def _discard(self, slot: Slot) -> None:
         """Close a connection that cannot go on; what it may still be doing on the server is cancelled first."""
-        if slot.conn.pgconn.transaction_status == TransactionStatus.ACTIVE:
+        if slot.conn.pgconn.transaction_status == TransactionStatus.ACTIVE and capabilities.has_cancel_safe():
             with suppress(Error):
                 slot.conn.cancel_safe(timeout=CLOSE_SECONDS)
         slot.conn.close()
@@ -382,11 +387,17 @@ class Engine(EngineBase):
             self._maintenance_failed("reap", error)
             return ()
         if answers.error is not None:
-            self._maintenance_failed("reap", sql_error(answers.error))
+            self._maintenance_failed("reap", answers.error)
         killed = tuple(int(pid or 0) for pid, ended in answers.rows if ended == "t")
         if killed:
             self._announce(Reaped(killed))
         return killed
+
+    def _reclaim(self) -> None:
+        """Close the connections of requests that were begun by hand and collected before they ended."""
+        while self._forgotten:
+            self._drop(self._forgotten.popleft(), "its request was never ended")
+            self._slots.give_back(None)
 
     def _condemn(self, reason: str) -> None:
         for slot in self._slots.condemn():

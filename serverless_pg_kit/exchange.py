@@ -10,8 +10,10 @@ import select
 from typing import Any
 
 from psycopg import Connection, OperationalError, errors
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus
+from psycopg.abc import PQGen
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
+from psycopg.waiting import Ready, Wait
 
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import CommitAnswer, Ending, Outcome, commit_outcome
@@ -24,12 +26,20 @@ class ExchangeTimeout(OperationalError):
 
 
 class Answers(list[PGresult]):
-    """The results that arrived so far. They outlive the generator, which an error or a cancellation may end."""
+    """The results that arrived so far. They outlive the generator, which an error or a cancellation may end.
+
+    `encoding` is the client's, by Python's name.
+    """
+
+    encoding: str = "utf-8"
 
     @property
-    def error(self) -> PGresult | None:
-        """The first result that is an error, if there is one."""
-        return next((result for result in self if result.status == ExecStatus.FATAL_ERROR), None)
+    def error(self) -> errors.Error | None:
+        """The exception that psycopg would raise for the first result that is an error, if there is one."""
+        for result in self:
+            if result.status == ExecStatus.FATAL_ERROR:
+                return errors.error_from_result(result, encoding=self.encoding)
+        return None
 
     @property
     def commits(self) -> int:
@@ -78,9 +88,40 @@ def check(deadline: Deadline, happened: bool) -> None:
 def run(conn: Connection[Any], message: str, deadline: Deadline, answers: Answers | None = None) -> Answers:
     """Drive `exchange` on `conn`, holding its lock, and return the answers. Raises what `exchange` raises."""
     answers = Answers() if answers is None else answers
+    answers.encoding = conn.info.encoding
     with conn.lock:
         drive(exchange(conn.pgconn, message, deadline, answers))
     return answers
+
+
+def roll_back(conn: Connection[Any], deadline: Deadline) -> None:
+    """Do what ``conn.rollback()`` does, within `deadline`. Raises `ExchangeTimeout` and what psycopg raises.
+
+    A ROLLBACK behind psycopg's back would leave its cache of prepared statements wrong.
+    """
+    with conn.lock:
+        drive(bounded(conn._rollback_gen(), conn.pgconn, deadline))
+
+
+def bounded(gen: PQGen[None], pgconn: PGconn, deadline: Deadline) -> Steps[None]:
+    """Translate one of psycopg's own generators, and end it at `deadline`."""
+    wanted = next(gen, None)
+    while wanted is not None:
+        events = (select.POLLIN if wanted & Wait.R else 0) | (select.POLLOUT if wanted & Wait.W else 0)
+        check(deadline, (yield pgconn.socket, events, deadline.remaining()))
+        try:
+            wanted = gen.send(Ready(wanted))
+        except StopIteration:
+            return
+
+
+def is_busy(conn: Connection[Any]) -> bool:
+    """Tell whether something on `conn` is not finished: a COPY, a pipeline, or a generator that holds its lock."""
+    return (
+        conn.pgconn.transaction_status == TransactionStatus.ACTIVE
+        or conn.pgconn.pipeline_status != PipelineStatus.OFF
+        or conn.lock.locked()
+    )
 
 
 def is_alive(pgconn: PGconn) -> bool:
@@ -95,11 +136,6 @@ def is_alive(pgconn: PGconn) -> bool:
     except OperationalError:
         return False
     return pgconn.status == ConnStatus.OK
-
-
-def sql_error(result: PGresult, encoding: str = "utf-8") -> errors.Error:
-    """Return the exception that psycopg would raise for `result`."""
-    return errors.error_from_result(result, encoding=encoding)
 
 
 def commit_answer(answers: Answers) -> CommitAnswer | None:
@@ -143,7 +179,7 @@ def commit_problem(answers: Answers) -> Exception | None:
         )
     if outcome is Outcome.FAILED:
         return TransactionFailed("the transaction had failed before COMMIT: nothing of this request is committed")
-    return sql_error(answers.error) if outcome is Outcome.REJECTED and answers.error else None
+    return answers.error if outcome is Outcome.REJECTED else None
 
 
 def _text(value: bytes | None) -> str | None:

@@ -53,10 +53,6 @@ class Retry:
             dice=self.clock.dice(),
         )
 
-    def lose(self) -> Failure:
-        """Return the failure that a new connection is which died before its first statement."""
-        return Failure(FailureKind.NETWORK, "the new connection was lost before its first statement")
-
     def error(self, failure: Failure) -> ServerlessPgError:
         """Return the error that ends the acquisition; its cause is the driver's error, without connection or secret."""
         error = connect_error(failure, self.waited, self.attempts)

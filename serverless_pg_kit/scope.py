@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ class Scope:
         self.read_only: bool | None = read_only
         self.report: CleanReport | None = None
         self._engine = engine
+        self._lock = threading.Lock()
         self._process = os.getpid()
         self._slot: Slot | None = None
         self._outer: Scope | None = None
@@ -50,9 +52,10 @@ class Scope:
         """
         if self.report is not None:
             raise RuntimeError("this request has ended: its connection may already serve another one")
-        if self._slot is None:
-            self._slot = self._engine._acquire(self)
-        return self._slot.conn
+        with self._lock:  # threads that share the request share its one connection
+            if self._slot is None:
+                self._slot = self._engine._acquire(self)
+            return self._slot.conn
 
     @property
     def has_connection(self) -> bool:
@@ -95,8 +98,16 @@ class Scope:
         if error is not None:
             self.fail()
         # Stored and not reset by token: the block may end in another context than it began in.
-        self._engine._current.set(self._outer)
+        if self._engine._current.get() is self:
+            self._engine._current.set(self._outer)
         self._engine._end(self)
+
+    def __del__(self) -> None:
+        # A request begun by `Engine.connect` in a thread or task that is gone: nobody will end it any more.
+        if self._slot is not None and self._process == os.getpid():
+            self._engine._forgotten.append(self._slot)
+        elif self._slot is not None:
+            self._engine._slots.abandon(self._slot)
 
 
 class JoinedScope(Scope):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from psycopg import Connection, IsolationLevel
+from psycopg.adapt import AdaptersMap
 
 from serverless_pg_kit.statements import TransactionMode
 
@@ -17,6 +18,7 @@ ATTRIBUTES = (
     "cursor_factory",
     "server_cursor_factory",
     "prepare_threshold",
+    "prepared_max",
 )
 """psycopg's public attributes that a request may change."""
 
@@ -30,7 +32,8 @@ class Baseline(NamedTuple):
 
     attributes: dict[str, Any]
     lists: dict[str, list[Any]]
-    has_adapters: bool
+    adapters: AdaptersMap | None
+    names: frozenset[str]
 
     @classmethod
     def of(cls, conn: Connection[Any]) -> Baseline:
@@ -38,7 +41,8 @@ class Baseline(NamedTuple):
         return cls(
             {name: getattr(conn, name) for name in ATTRIBUTES},
             {name: list(getattr(conn, name)) for name in LISTS if hasattr(conn, name)},
-            getattr(conn, "_adapters", None) is not None,
+            AdaptersMap(conn.adapters) if getattr(conn, "_adapters", None) is not None else None,
+            frozenset(vars(conn)),
         )
 
     def restore(self, conn: Connection[Any]) -> None:
@@ -58,8 +62,11 @@ class Baseline(NamedTuple):
             if held or values:
                 held.clear()
                 held.extend(values)
-        if not self.has_adapters and getattr(conn, "_adapters", None) is not None:
-            conn._adapters = None
+        if getattr(conn, "_adapters", None) is not None:
+            conn._adapters = None if self.adapters is None else AdaptersMap(self.adapters)
+        for name in vars(conn).keys() - self.names:
+            if not name.startswith("_"):
+                delattr(conn, name)
 
 
 def transaction_mode(

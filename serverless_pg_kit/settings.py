@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection
 
-from serverless_pg_kit.conninfo import SECRETS, ConnParams, parse_conninfo
+from serverless_pg_kit.conninfo import ConnParams, parse_conninfo
 from serverless_pg_kit.decisions.classify import Rule
 from serverless_pg_kit.decisions.cleaning import Strategy
 from serverless_pg_kit.errors import SettingsError
@@ -112,8 +112,7 @@ class Settings:
         for name, (allowed, check) in CHECKS.items():
             value = getattr(self, name)
             if not check(value):
-                shown = f"a {type(value).__name__}" if name == "conninfo" else repr(value)  # may hold a password
-                raise SettingsError(f"{name}={shown} is not allowed: {allowed}")
+                raise SettingsError(f"{name}={shown(name, value)} is not allowed: {allowed}")
         self._check_conninfo()
 
     def __repr__(self) -> str:
@@ -141,7 +140,6 @@ class Settings:
         Raises `SettingsError` if libpq cannot parse them.
         """
         name = "conninfo" if self.conninfo else "DATABASE_URL"
-        problem = None
         try:
             return parse_conninfo(self.conninfo or environ.get("DATABASE_URL", ""))
         except ValueError as error:
@@ -158,7 +156,7 @@ class Settings:
         params = self.parameters({})
         fleet = params.get("application_name", DEFAULT_FLEET)
         if not is_fleet_name(fleet):
-            raise SettingsError(f"application_name={fleet!r} in conninfo is not allowed: {FLEET_NAME}")
+            raise SettingsError(f"application_name in conninfo is not allowed: it has to be {FLEET_NAME}")
 
 
 def is_number(value: object) -> bool:
@@ -234,17 +232,28 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def reject_unknown(names: Mapping[str, object], prefix: str = "") -> None:
-    """Raise `SettingsError` for the first of `names` that is no setting, with the nearest name that is."""
-    for name, value in names.items():
-        if name not in CHECKS:
-            import difflib  # costs more to load than the rest of this module
+def shown(name: str, value: object) -> str:
+    """Return what an error may show of a bad `value`: not what could be a connection string with its password."""
+    if name == "conninfo" or (isinstance(value, str) and any(sign in value for sign in ("@", "=", "://"))):
+        return f"a {type(value).__name__} that is not shown"
+    return repr(value)
 
-            shown = "..." if any(word in name for word in (*SECRETS, "secret", "token")) else repr(value)
-            near = difflib.get_close_matches(name, CHECKS, n=1)
-            hint = f"did you mean {_spelled(near[0], prefix)}?" if near else "allowed are "
-            names_allowed = "" if near else ", ".join(_spelled(known, prefix) for known in CHECKS)
-            raise SettingsError(f"{_spelled(name, prefix)}={shown}: there is no such setting; {hint}{names_allowed}")
+
+def reject_unknown(names: Mapping[str, object], prefix: str = "") -> None:
+    """Raise `SettingsError` for the first of `names` that is no setting, with the nearest name that is.
+
+    A text under a name that resembles none is not shown: whoever takes ``password`` or ``dsn`` for a setting gives a
+    secret for it.
+    """
+    for name in names.keys() - CHECKS.keys():
+        import difflib  # costs more to load than the rest of this module
+
+        near = difflib.get_close_matches(name, CHECKS, n=1)
+        value = names[name] if near or not isinstance(names[name], str) else "not shown"
+        hint = f"did you mean {_spelled(near[0], prefix)}?" if near else "allowed are "
+        names_allowed = "" if near else ", ".join(_spelled(known, prefix) for known in CHECKS)
+        text = shown(near[0] if near else "", value)
+        raise SettingsError(f"{_spelled(name, prefix)}={text}: there is no such setting; {hint}{names_allowed}")
 
 
 def _spelled(name: str, prefix: str) -> str:

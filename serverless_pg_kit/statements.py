@@ -34,11 +34,21 @@ class TransactionMode(NamedTuple):
         return "".join(f" {part}" for part in parts if part)
 
 
+OWN_PATH = "SET LOCAL search_path TO pg_catalog, pg_temp"
+"""Keeps operators and casts of a user's schema out of the kit's statements, until the end of their transaction. Before
+the census and the reaper it opens no lasting one: their message is one implicit transaction."""
+
+
 class Statements:
     """The messages of the engine. `pid` is always the one the server gave at connect (BackendKeyData).
 
     Arguments called `fleet` are SQL literals, quoted by the caller. Methods return SQL text.
     """
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # a subclass may hold what cannot be hashed
 
     def open(self, pid: int, timeouts: ServerTimeouts, server_version: int) -> str:
         """Return the guard and the session's time-outs, in a small committed transaction of their own.
@@ -50,7 +60,7 @@ class Statements:
         """
         wanted = [self.shorter(name, time, pid) for name, time in self.known(timeouts, server_version)]
         columns = ["pg_catalog.pg_backend_pid()", *self.lasting(pid, server_version), *wanted]
-        return f"BEGIN; SELECT {', '.join(columns)}; COMMIT"
+        return f"BEGIN; {OWN_PATH}; SELECT {', '.join(columns)}; COMMIT"
 
     def lasting(self, pid: int, server_version: int) -> list[str]:
         """Return the expressions that hold whatever the deadline: the guard and the check for orphans."""
@@ -131,7 +141,7 @@ class Statements:
         roles' sessions; parallel workers and WAL senders, which take no slot, can be left out where they are seen.
         `fleet` is a literal.
         """
-        return f"""
+        return f"""{OWN_PATH};
 SELECT pg_catalog.current_setting('max_connections')::int,
        CASE WHEN r.rolsuper THEN 0 ELSE pg_catalog.current_setting('superuser_reserved_connections')::int END,
        CASE WHEN r.rolsuper OR coalesce(reserve.mine, false) THEN 0
@@ -163,7 +173,7 @@ WHERE r.rolname = session_user AND d.datname = pg_catalog.current_database()"""
         locks are taken in the target list of the outer query, never in a WHERE, where the planner may evaluate them
         before the other conditions. `fleet` is a literal. The rows are pid and whether it was ended (NULL: guarded).
         """
-        return f"""
+        return f"""{OWN_PATH};
 WITH victim AS MATERIALIZED (
   SELECT a.pid FROM pg_catalog.pg_stat_get_activity(NULL) a
   WHERE a.usesysid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = session_user)

@@ -16,6 +16,9 @@ T = TypeVar("T")
 Wanted = tuple[int, int, float]
 """What a generator waits for: the descriptor, the poll events, and the seconds it may take (infinite: no limit)."""
 
+LONGEST = (2**31 - 1) / 1000
+"""Seconds that poll() can wait; more is no limit."""
+
 Steps = Generator[Wanted, bool, T]
 """A generator that yields what it waits for, is told whether it happened in time, and returns a `T`."""
 
@@ -35,4 +38,4 @@ def is_ready(descriptor: int, events: int, seconds: float) -> bool:
     """Wait until one of `events` happens on `descriptor`, or `seconds` have passed; tell which."""
     poll = select.poll()
     poll.register(descriptor, events)
-    return bool(poll.poll(None if math.isinf(seconds) else math.ceil(seconds * 1000)))
+    return bool(poll.poll(None if seconds > LONGEST else math.ceil(seconds * 1000)))

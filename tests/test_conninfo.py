@@ -30,6 +30,7 @@ def test_user_has_the_last_word() -> None:
     assert completed("host=db sslmode=disable")["sslmode"] == "disable"
     assert "sslmode" not in completed("host=db", PGSSLMODE="verify-full")
     assert "sslmode" not in completed("service=prod")
+    assert "sslmode" not in completed("host=db sslrootcert=system")
     assert completed("host=db tcp_user_timeout=9")["tcp_user_timeout"] == "9"
     assert completed("", PGHOST="db.example")["sslmode"] == "require"
 
@@ -46,6 +47,22 @@ def test_hosts_are_spread_as_libpq_does() -> None:
     assert [(host.name, host.port) for host in one] == [("a", "6000"), ("b", "6000")]
     two = split_hosts({"host": "a,b", "port": "1,2", "hostaddr": ",10.0.0.1"}, {})
     assert [(host.name, host.hostaddr, host.port) for host in two] == [("a", "", "1"), ("b", "10.0.0.1", "2")]
+
+
+@pytest.mark.parametrize("conninfo", ["host=a,b,c port=1,2", "connect_timeout=soon", "host=a port=x"])
+def test_what_libpq_would_refuse_is_refused_early(conninfo: str) -> None:
+    """A connection string that can never work fails when the settings are made."""
+    with pytest.raises(ValueError, match=r"^has "):
+        parse_conninfo(conninfo)
+
+
+def test_prefer_standby_looks_for_a_standby_first() -> None:
+    """Addresses are tried one at a time, so the preference needs two rounds."""
+    addresses = resolve(parse_conninfo("host=/a,/b target_session_attrs=prefer-standby"), {}, lambda: 0.0)
+    assert isinstance(addresses, list)
+    wanted = [(address.params["host"], address.params["target_session_attrs"]) for address in addresses]
+    assert wanted == [("/a", "standby"), ("/b", "standby"), ("/a", "any"), ("/b", "any")]
+    assert len({address.host for address in addresses}) == 4
 
 
 def test_each_address_goes_to_libpq_alone() -> None:

@@ -273,6 +273,40 @@ def test_handler_inside_a_handler_joins_it(engine: Engine) -> None:
     assert outer(EVENT, None)
 
 
+def test_bound_connection_of_a_partial_is_kept(engine: Engine) -> None:
+    """Who binds the parameter in a partial has decided what it is."""
+    handler = with_db(engine)(functools.partial(lambda event, context, conn: conn, conn="mine"))
+    assert handler(EVENT, None) == "mine"
+    assert engine.stats.connects == 0
+
+
+def test_wrapper_that_takes_less_than_it_shows_gets_no_more(engine: Engine) -> None:
+    """A foreign decorator that supplies the connection itself is not handed another one."""
+
+    @functools.wraps(answer)
+    def wrapper(event: Any, context: Any) -> str:
+        return "narrow"
+
+    assert with_db(engine)(wrapper)(EVENT, None) == "narrow"
+
+
+@pytest.mark.parametrize("context", [Context("soon"), Context(None)])  # type: ignore[arg-type]
+def test_odd_context_is_no_context(engine: Engine, context: Any) -> None:
+    """A mock instead of a context does not fail the handler."""
+    assert with_db(engine)(answer)(EVENT, context) == 7
+
+
+@pytest.mark.parametrize("late", [lambda event, context, conn: (x for x in [1]), lambda event, context, conn: later()])
+def test_result_that_would_run_after_the_request_is_refused(engine: Engine, late: Any) -> None:
+    """A generator or coroutine returned by a handler would use a connection that serves somebody else."""
+    with pytest.raises(TypeError, match="after its request has ended"):
+        with_db(engine)(late)(EVENT, None)
+
+
+async def later() -> None:
+    """Something that is awaited too late."""
+
+
 def test_what_is_no_handler_is_refused(engine: Engine) -> None:
     """Mistakes are told when decorating, not in the first invocation."""
 
@@ -286,5 +320,15 @@ def test_what_is_no_handler_is_refused(engine: Engine) -> None:
         with_db(engine)(asynchronous)
     with pytest.raises(TypeError, match="positional-only"):
         with_db(engine)(positional)
-    with pytest.raises(TypeError, match="not str"):
-        with_db("postgresql://")  # type: ignore[call-overload]
+
+    def rows(event: Any, context: Any, conn: Any) -> Any:
+        yield conn
+
+    with pytest.raises(TypeError, match="is a generator"):
+        with_db(engine)(rows)
+    with pytest.raises(TypeError, match="above @with_db"):
+        with_db(engine)(staticmethod(answer))
+    with pytest.raises(TypeError, match="not classes"):
+        with_db(engine)(dict)
+    with pytest.raises(TypeError, match=r"not str$"):
+        with_db("postgresql://u:secret@h")  # type: ignore[call-overload]

@@ -10,7 +10,7 @@ the real refusal. Users put rules of their own in front (setting ``connect_rules
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -85,6 +85,16 @@ RULES: tuple[Rule, ...] = (
             "root certificate file",
             "certificate authentication failed",
             "channel binding required",
+            "weak sslmode",
+            "could not load private key",
+            "could not read certificate",
+            "private key file",
+            "has group or world access",
+            "invalid port number",
+            "invalid sslmode value",
+            "invalid target_session_attrs value",
+            "invalid integer value",
+            "definition of service",
             "authentication method requirement",  # require_auth
             "endpoint id is not specified",  # Neon, from its source
             "enotfound",  # Supavisor, from its source, like the next three
@@ -189,6 +199,11 @@ def classify(message: str, codes: Sequence[str] = (), extra_rules: Sequence[Rule
     if rule is None:
         return Failure(FailureKind.UNKNOWN, message, code)
     return Failure(rule.kind, message, code, rule.max_retries)
+
+
+def most_telling(failures: Iterable[Failure]) -> Failure:
+    """Return the last of several hosts' failures, but an answer from a server before one of the network."""
+    return sorted(failures, key=lambda failure: failure.kind is not FailureKind.NETWORK)[-1]
 
 
 def first_rule(rules: Sequence[Rule], codes: Sequence[str], lines: Sequence[str]) -> Rule | None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serverless_pg_kit.decisions.classify import NAME_RETRIES, FailureKind, Rule, classify
+from serverless_pg_kit.decisions.classify import NAME_RETRIES, Failure, FailureKind, Rule, classify, most_telling
 
 SERVER = 'connection to server at "10.0.0.1", port 5432 failed: FATAL:  '
 
@@ -97,6 +97,28 @@ def test_pooler_codes_leave_the_decision_to_the_words() -> None:
     """PgBouncer sends 08P01 for nearly everything, so its words count."""
     assert classify("FATAL:  no such database: nope", ["08P01"]).kind is FailureKind.PERMANENT
     assert classify("FATAL:  query_wait_timeout", ["08P01"]).kind is FailureKind.POOLER_FULL
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'weak sslmode "require" may not be used with sslrootcert=system',
+        'could not load private key file "key": bad decrypt',
+        'private key file "key" has group or world access',
+        'invalid port number: "abc"',
+        'definition of service "x" not found',
+    ],
+)
+def test_faults_of_the_connection_string_are_permanent(words: str) -> None:
+    """What libpq refuses on the client's side is not tried again."""
+    assert classify(words).kind is FailureKind.PERMANENT
+
+
+def test_answer_of_a_server_tells_more_than_a_refused_line() -> None:
+    """With several hosts, a full one is reported rather than one that is down."""
+    full, down = Failure(FailureKind.CAPACITY, "full"), Failure(FailureKind.NETWORK, "down")
+    assert most_telling([full, down]) is full
+    assert most_telling([down]) is down
 
 
 def test_users_rules_come_first() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -51,8 +52,11 @@ def alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    return [int(line) for line in listed.stdout.split()]
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            found += [int(entry.name)] if parent(int(entry.name)) == pid else []
+    return found
 
 
 def parent(pid: int) -> int:
