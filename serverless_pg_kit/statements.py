@@ -48,7 +48,8 @@ class Statements:
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment]  # a subclass may hold what cannot be hashed
+    def __hash__(self) -> int:
+        return hash(type(self))
 
     def open(self, pid: int, timeouts: ServerTimeouts, server_version: int) -> str:
         """Return the guard and the session's time-outs, in a small committed transaction of their own.
