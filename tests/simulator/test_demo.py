@@ -64,13 +64,13 @@ def by_contestant(results: list[Result]) -> dict[str, list[Tally]]:
 
 
 def test_acts_on_an_embedded_server(small: Database, zygote: Zygote) -> None:
-    """Plain psycopg fails requests in every act, the kit in none, on the same traffic; nobody exceeds the slots."""
+    """The kit fails no request where plain psycopg does, on the same traffic; nobody exceeds the slots."""
     results = perform(small, zygote, 8, 1.0, 1, Diary())
 
     tallies = by_contestant(results)
     assert [tally.requests for tally in tallies["plain"]] == [tally.requests for tally in tallies["kit"]]
     assert [tally.reasons for tally in tallies["kit"]] == [{}, {}, {}]
-    assert all(tally.failed for tally in tallies["plain"])
+    assert tallies["plain"][2].failed  # dead connections fail for certain; how many are refused depends on the machine
     assert all(0 < result.tally.peak <= small.slots for result in results)
     assert kit_served_everything(results)
 
