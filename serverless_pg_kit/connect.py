@@ -121,7 +121,8 @@ def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline, codes: list[str]) ->
         events = select.POLLIN if status == PollingStatus.READING else select.POLLOUT
         is_ready = yield pgconn.socket, events, remaining
         if is_ready:
-            codes += peek(pgconn)
+            if status == PollingStatus.READING:  # earlier, a look would take the error of the connect() from libpq
+                codes += peek(pgconn)
             status = pgconn.connect_poll()
         elif not deadline.remaining():
             return TIMEOUT_MESSAGE

@@ -54,7 +54,7 @@ def test_cleaning_an_idle_connection_is_bounded(make_engine: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_suspended_generator_does_not_block_the_end(make_engine: Any) -> None:
+def test_suspended_generator_does_not_block_the_end(make_engine: Any, superuser: Any) -> None:
     """A notifies() generator that was left holds psycopg's lock; the request still ends, and says what is lost."""
     engine = make_engine()
     held: list[Any] = []
@@ -62,8 +62,8 @@ def test_suspended_generator_does_not_block_the_end(make_engine: Any) -> None:
     def body() -> None:
         with engine.request() as conn:
             conn.execute("listen news")
-            conn.execute("notify news")
             conn.commit()
+            superuser.execute("notify news")
             held.append(conn.notifies(timeout=5))
             next(held[0])
             held.append(conn)
