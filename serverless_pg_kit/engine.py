@@ -87,15 +87,16 @@ class Engine(Cleaning):
     def connect(self, *, deadline: float | None = None) -> Connection[Any]:
         """Begin a request by hand and return its connection; end it with `clean`, best in a ``finally``.
 
-        `deadline` and errors are those of `request`. If a request is open, its connection is returned, unless that
-        was lost meanwhile.
+        `deadline` and errors are those of `request`. If a request is open, it is joined and its connection returned;
+        but one that was begun by hand and lost its connection is taken for forgotten, and a new one begins.
         """
         scope = self._open_scope()
-        if scope is not None and scope.has_connection and not is_alive(scope.connection.pgconn):
+        if scope is not None and scope.begun_by_hand and not is_alive(scope.connection.pgconn):
             self._abort(scope)
             scope = None
         if scope is None:
             scope = Scope(self, self._deadline(deadline), None, None)
+            scope.begun_by_hand = True
             conn = scope.connection
             self._current.set(scope)
             return conn

@@ -21,7 +21,7 @@ class Scope:
     """One request. Made by `Engine.scope`; a context manager that ends it, commits or rolls back, and cleans.
 
     What every adapter stands on. `deadline` is the moment the request has to be done; `report` is what its end did,
-    ``None`` until then.
+    ``None`` until then; `begun_by_hand` tells those of `Engine.connect`.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Scope:
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
         self.report: CleanReport | None = None
+        self.begun_by_hand: bool = False
         self._engine = engine
         self._lock = threading.Lock()
         self._process = os.getpid()

@@ -157,12 +157,26 @@ def test_configure_that_leaves_a_transaction_open_is_refused(make_engine: Any) -
     assert engine.stats.open == 0
 
 
-def test_reconnecting_inside_a_request_leaks_nothing(make_engine: Any, superuser: Any) -> None:
-    """connect() in a request whose connection died begins a request that clean() ends."""
+def test_connect_inside_a_request_does_not_hide_its_loss(make_engine: Any, superuser: Any) -> None:
+    """connect() in a request whose connection died joins it; nobody goes on as if its work were still there."""
     engine = make_engine()
-    with engine.request() as conn:
-        kill(superuser, conn.info.backend_pid)
-        assert engine.connect().execute("select 1").fetchone() == (1,)
+
+    def body() -> None:
+        with engine.request() as conn:
+            conn.execute("select 1")
+            kill(superuser, conn.info.backend_pid)
+            assert engine.connect() is conn
+
+    with pytest.raises(TransactionFailed):
+        body()
+    assert engine.stats.in_use == 0
+
+
+def test_request_that_was_never_cleaned_is_begun_anew(make_engine: Any, superuser: Any) -> None:
+    """connect() after a forgotten clean() whose connection died meanwhile gets a new one."""
+    engine = make_engine()
+    kill(superuser, engine.connect().info.backend_pid)
+    assert engine.connect().execute("select 1").fetchone() == (1,)
     engine.clean()
     assert engine.stats.in_use == 0
 
