@@ -1,0 +1,87 @@
+"""Behind a real PgBouncer in transaction mode nothing reaches the session, which may be another client's next."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from support import eventually
+
+from serverless_pg_kit.events import Event, PoolerDetected
+from serverless_pg_kit.testing import PostgresServer
+
+CONFIGURATION = """
+[databases]
+app = host=127.0.0.1 port={port} dbname=app user=app password={password}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 1
+"""
+
+
+@pytest.fixture
+def pooler(server: PostgresServer) -> Iterator[str]:
+    """The connection string of a PgBouncer with one server connection."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("PgBouncer is not installed (apt-get install pgbouncer)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = probe.getsockname()[1]
+    password = conninfo_to_dict(server.dsn)["password"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        file = Path(folder) / "pgbouncer.ini"
+        file.write_text(CONFIGURATION.format(port=server.port, password=password, listen=listen), encoding="ascii")
+        user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+        with subprocess.Popen([program, "-q", str(file)], user=user, cwd="/", stderr=subprocess.DEVNULL) as process:
+            dsn = f"host=127.0.0.1 port={listen} dbname=app user=app"
+            try:
+                assert eventually(lambda: accepts(listen))
+                yield dsn
+            finally:
+                process.kill()
+
+
+def accepts(port: int) -> bool:
+    """Tell whether somebody listens."""
+    with socket.socket() as line:
+        return line.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_nothing_session_wide_is_sent_through_a_pooler(engines: Any, pooler: str) -> None:
+    """The guard, the time-outs and the reset stay away from a server connection that others use too."""
+    events: list[Event] = []
+    engine = engines(conninfo=pooler, on_event=events.append)
+    for _ in range(8):  # more often than psycopg waits before it prepares a statement
+        with engine.request(deadline=30) as conn:
+            assert conn.execute("select 1").fetchone() == (1,)
+    assert len([event for event in events if isinstance(event, PoolerDetected)]) == 1
+    with psycopg.connect(pooler, prepare_threshold=None) as other:
+        query = """select current_setting('statement_timeout'), current_setting('client_connection_check_interval'),
+                   (select count(*) from pg_locks where locktype = 'advisory'),
+                   (select count(*) from pg_prepared_statements)"""
+        assert other.execute(query).fetchone() == ("0", "0", 0, 0)
+
+
+def test_nobody_is_counted_or_ended_through_a_pooler(engines: Any, pooler: str) -> None:
+    """What could be counted is the pooler's connections, not the clients'."""
+    engine = engines(conninfo=pooler, conn_utilization=0.0, strategy="ranked")
+    engine.connect()
+    report = engine.clean()
+    assert (report.decision, report.census, report.killed) == ("kept", None, ())
+    with pytest.raises(RuntimeError, match="pooler"):
+        engine.census()
