@@ -31,8 +31,14 @@ from serverless_pg_kit.testing import PostgresServer
 
 @contextmanager
 def full(server: PostgresServer) -> Iterator[ExitStack]:
-    """Take every slot that an ordinary role can reach; the stack gives them back."""
+    """Take every slot that an ordinary role can reach; the stack gives them back.
+
+    Begins when no session of an earlier test is still on its way out: its slot would come free later.
+    """
     with ExitStack() as stack:
+        watcher = stack.enter_context(psycopg.connect(server.superuser_dsn, autocommit=True))
+        others = "select count(*) from pg_stat_activity where backend_type = 'client backend'"
+        assert eventually(lambda: watcher.execute(others).fetchone() == (1,))
         try:
             while True:
                 stack.enter_context(psycopg.connect(server.dsn))
@@ -178,9 +184,9 @@ def prepare_rejections(superuser: psycopg.Connection[Any]) -> None:
 
 def test_limit_of_a_role_is_capacity(engines: Any, server: PostgresServer, superuser: Any) -> None:
     """A connection limit of the role is waited for like a full server."""
-    superuser.execute("alter role app connection limit 1")
+    superuser.execute("alter role app connection limit 0")
     try:
-        with psycopg.connect(server.dsn), pytest.raises(TooManyConnections, match="too many connections for role"):
+        with pytest.raises(TooManyConnections, match="too many connections for role"):
             engines(conninfo=server.dsn, max_wait=0.2).connect()
     finally:
         superuser.execute("alter role app connection limit -1")
