@@ -95,7 +95,7 @@ class Acquiring(EngineBase):
             if address.host in failures and failures[address.host].kind is not FailureKind.NETWORK:
                 continue
             deadline = self._attempt_deadline(retry, params, len(addresses) - position)
-            result = drive(attempt(address, deadline, self._traces()))
+            result = drive(attempt(address, deadline, self._tracing.next()))
             if not isinstance(result, Refusal):
                 return self._adopt(result)
             failures[address.host] = self._understand(result, retry)

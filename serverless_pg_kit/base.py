@@ -13,13 +13,20 @@ from psycopg.pq import TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.commit import ending_problem
 from serverless_pg_kit.connect import Refusal
 from serverless_pg_kit.conninfo import ConnParams, complete, parameter
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, census_interval, read_census
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
-from serverless_pg_kit.decisions.deadline import Deadline, deadline_after, server_timeouts
-from serverless_pg_kit.decisions.ending import Ending, choose_ending
+from serverless_pg_kit.decisions.deadline import (
+    Deadline,
+    attempt_seconds,
+    deadline_after,
+    open_seconds,
+    server_timeouts,
+)
+from serverless_pg_kit.decisions.ending import Ending, choose_ending, rollback_reason
 from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import (
     Announcer,
@@ -32,24 +39,16 @@ from serverless_pg_kit.events import (
     Refused,
     Stats,
 )
-from serverless_pg_kit.exchange import Answers, ending_problem, is_alive, is_busy
+from serverless_pg_kit.exchange import Answers, is_alive, is_busy
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope import Scope
 from serverless_pg_kit.session import Baseline, transaction_mode
 from serverless_pg_kit.settings import DEFAULT_FLEET, LONGEST_NAME, Settings
 from serverless_pg_kit.slots import Slot, Slots
-
-ATTEMPT_SECONDS = 5.0
-"""Longest single attempt on one address, unless the user sets ``connect_timeout``: leaves time for another one."""
-
-OPEN_SECONDS = 1.0
-"""How long a connection that was idle may take to answer before it is taken for dead and replaced."""
+from serverless_pg_kit.sqlstate import TraceRation
 
 CLOSE_SECONDS = 1.0
 """Least time for the end of a request, even past its deadline: a COMMIT that is not waited for is one unknown."""
-
-TRACED_ATTEMPTS = 32
-"""Attempts whose SQLSTATE is traced before the kit believes that it can read the server's words (`connect.traced`)."""
 
 
 class Closing(NamedTuple):
@@ -75,8 +74,7 @@ class EngineBase:
         self._clock = Clock()
         self._announce = Announcer(self.settings.listeners())
         self._slots = Slots(self.settings.max_size)
-        self._needs_codes = any(rule.codes for rule in self.settings.connect_rules)
-        self._traces_left = TRACED_ATTEMPTS
+        self._tracing = TraceRation(always=any(rule.codes for rule in self.settings.connect_rules))
         self._told: set[str] = set()
         self._forgotten: deque[Slot] = deque()  # of requests that were collected before they ended
         self._finalizer = weakref.finalize(self, _close_idle, self._slots)
@@ -93,6 +91,8 @@ class EngineBase:
     def _check_process(self) -> None:
         """Start anew in a forked child."""
         if self._slots.process != os.getpid():
+            while self._forgotten:
+                self._slots.abandon(self._forgotten.popleft())
             self._slots.start_anew()
             self._announce.start_anew()
 
@@ -114,17 +114,19 @@ class EngineBase:
         return complete(params, name[:LONGEST_NAME], os.environ)
 
     def _attempt_deadline(self, retry: Retry, params: ConnParams, addresses_left: int) -> Deadline:
-        seconds = int(parameter(params, os.environ, "connect_timeout") or 0)
-        patience = seconds if seconds > 0 else ATTEMPT_SECONDS  # libpq's 0 is no limit; ours is the deadline
-        if not self.settings.max_wait:  # 0 means one attempt, and that takes its time
-            return retry.request_deadline.within(patience)
-        return retry.deadline.within(min(patience, retry.deadline.remaining() / addresses_left))
+        return retry.request_deadline.within(
+            attempt_seconds(
+                connect_timeout=int(parameter(params, os.environ, "connect_timeout") or 0),
+                max_wait=self.settings.max_wait,
+                remaining=retry.deadline.remaining(),
+                addresses_left=addresses_left,
+            )
+        )
 
     def _understand(self, refusal: Refusal, retry: Retry) -> Failure:
-        failure = classify(refusal.message, refusal.codes, self.settings.connect_rules)
-        if "FATAL" in refusal.message:
-            by_words = classify(refusal.message, (), self.settings.connect_rules)
-            self._traces_left = TRACED_ATTEMPTS if by_words.kind is FailureKind.UNKNOWN else 0
+        rules = self.settings.connect_rules
+        failure = classify(refusal.message, refusal.codes, rules)
+        self._tracing.learn(refusal.message, classify(refusal.message, (), rules).kind is not FailureKind.UNKNOWN)
         self._announce(Refused(failure.kind.value, failure.message, failure.code, retry.attempts + 1))
         return failure
 
@@ -152,12 +154,8 @@ class EngineBase:
             generation=self._slots.generation,
         )
 
-    def _open_deadline(self, retry: Retry, fresh: bool) -> Deadline:
-        """Return the time for the open exchange: what is idle has little, so that enough is left to replace it."""
-        left = retry.deadline.remaining()
-        if fresh:
-            return retry.deadline if left else retry.request_deadline.within(ATTEMPT_SECONDS)
-        return retry.request_deadline.within(min(OPEN_SECONDS, left / 2) if left else OPEN_SECONDS)
+    def _open_deadline(self, retry: Retry, is_fresh: bool) -> Deadline:
+        return retry.request_deadline.within(open_seconds(is_fresh=is_fresh, remaining=retry.deadline.remaining()))
 
     def _is_usable(self, slot: Slot) -> bool:
         """Tell whether an idle connection may serve a request, as far as can be seen without a round trip."""
@@ -208,6 +206,9 @@ class EngineBase:
         # A COMMIT that was never sent is not an unknown one.
         return Ending.LOST if ending is Ending.COMMIT and not is_alive(conn.pgconn) else ending
 
+    def _rollback_reason(self, slot: Slot, scope: Scope) -> str:
+        return rollback_reason(TransactionStatus(slot.conn.pgconn.transaction_status), spoiled=scope._spoiled)
+
     def _closing(self, slot: Slot, *, commit: bool) -> Closing:
         """Return the close exchange: an empty message if there is nothing to do."""
         statements, autocommit = self.settings.statements, slot.baseline.attributes["autocommit"]
@@ -257,11 +258,6 @@ class EngineBase:
         failure = classify(text, [error.sqlstate] if error.sqlstate else [], self.settings.connect_rules)
         kind = failure.kind if failure.kind.retryable else FailureKind.NETWORK
         return failure._replace(kind=kind, message=f"lost before the first statement: {text}")
-
-    def _traces(self) -> bool:
-        """Tell whether the next attempt to connect is to be traced, and count it."""
-        self._traces_left -= 1
-        return self._needs_codes or self._traces_left >= 0
 
     def _close_deadline(self, deadline: Deadline) -> Deadline:
         return Deadline(max(deadline.at, self._clock.monotonic() + CLOSE_SECONDS), self._clock.monotonic)

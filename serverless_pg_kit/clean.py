@@ -9,12 +9,13 @@ from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.acquire import Acquiring
 from serverless_pg_kit.base import CLOSE_SECONDS
+from serverless_pg_kit.commit import ending_problem, was_rejected
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.cleaning import CleanReport, plan_reap, report_room
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
 from serverless_pg_kit.events import Committed, Reaped, RolledBack, Yielded
-from serverless_pg_kit.exchange import Answers, ending_problem, roll_back, run, was_rejected
+from serverless_pg_kit.exchange import Answers, roll_back, run
 from serverless_pg_kit.scope import Scope
 from serverless_pg_kit.slots import Slot
 
@@ -42,6 +43,8 @@ class Cleaning(Acquiring):
         started = self._clock.monotonic()
         try:
             ending = self._ending(slot, scope)
+            if ending in (Ending.ROLLBACK, Ending.FAILED):
+                self._announce(RolledBack(slot.pid, self._rollback_reason(slot, scope)))
             report = self._home(slot, ending, self._close_deadline(scope.deadline), answers)
         finally:
             try:
@@ -77,7 +80,6 @@ class Cleaning(Acquiring):
             return None
         if ending in (Ending.ROLLBACK, Ending.FAILED):
             roll_back(slot.conn, deadline)
-            self._announce(RolledBack(slot.pid, ending.value))
         closing = self._closing(slot, commit=ending is Ending.COMMIT)
         if closing.message:
             run(slot.conn, closing.message, deadline, answers)

@@ -106,13 +106,13 @@ class Engine(Cleaning):
         """End the request that `connect` began: commit, or roll back a failed transaction; then see to room.
 
         Without a request it sees to room over an idle connection, if there is one. Raises what the end of `request`
-        raises, but never `TransactionFailed` for a transaction that had failed before.
+        raises, but no `TransactionFailed` for a transaction that a database error had failed before: that was seen.
         """
         scope = self._open_scope()
         if scope is None:
             return self._clean_idle()
         self._current.set(None)
-        scope.respond(400)
+        scope.forgive()
         return self._end(scope)
 
     def close(self) -> None:
@@ -120,6 +120,7 @@ class Engine(Cleaning):
 
         The engine can be used again; it opens new connections then.
         """
+        self._check_process()
         scope = self._open_scope()
         if scope is not None:
             self._abort(scope)

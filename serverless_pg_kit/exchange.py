@@ -11,13 +11,11 @@ from typing import Any
 
 from psycopg import Connection, OperationalError, errors
 from psycopg.abc import PQGen
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
 from serverless_pg_kit.decisions.deadline import Deadline
-from serverless_pg_kit.decisions.ending import CommitAnswer, Ending, Outcome, commit_outcome
-from serverless_pg_kit.errors import CommitUnknown, TransactionFailed
 from serverless_pg_kit.waiting import Steps, drive, is_ready
 
 
@@ -53,7 +51,7 @@ class Answers(list[PGresult]):
         if table is None:
             return []
         return [
-            [_text(table.get_value(row, column)) for column in range(table.nfields)] for row in range(table.ntuples)
+            [as_text(table.get_value(row, column)) for column in range(table.nfields)] for row in range(table.ntuples)
         ]
 
 
@@ -138,49 +136,6 @@ def is_alive(pgconn: PGconn) -> bool:
     return pgconn.status == ConnStatus.OK
 
 
-def commit_answer(answers: Answers) -> CommitAnswer | None:
-    """Return what the server answered to the COMMIT in a close message, or ``None`` if it did not come to that."""
-    for result in answers:
-        if result.status == ExecStatus.FATAL_ERROR:
-            return CommitAnswer(code=_text(result.error_field(DiagnosticField.SQLSTATE)))
-        tag = _text(result.command_status)
-        if tag in ("COMMIT", "ROLLBACK"):
-            return CommitAnswer(tag=tag)
-    return None
-
-
-def was_rejected(answers: Answers) -> bool:
-    """Tell whether the server refused the COMMIT in a close message, after which nothing else of it ran."""
-    return commit_outcome(commit_answer(answers)) is Outcome.REJECTED
-
-
-def ending_problem(ending: Ending, answers: Answers) -> Exception | None:
-    """Return the error that the caller has to hear of; `answers` are those to the message with the COMMIT."""
-    if ending is Ending.FAILED:
-        return TransactionFailed(
-            "the transaction had failed before the end of the request: it was rolled back. If you catch database"
-            " errors inside a request, roll back or use conn.transaction() around what may fail"
-        )
-    if ending is Ending.LOST:
-        return TransactionFailed(
-            "the connection was lost, or a COPY or pipeline was left open, before COMMIT was sent: nothing since the"
-            " last commit is kept"
-        )
-    return commit_problem(answers) if ending is Ending.COMMIT else None
-
-
-def commit_problem(answers: Answers) -> Exception | None:
-    """Return the error in the answer to COMMIT, ``None`` if it is committed."""
-    outcome = commit_outcome(commit_answer(answers))
-    if outcome is Outcome.UNKNOWN:
-        return CommitUnknown(
-            "the connection was lost while COMMIT was under way: the transaction may or may not be committed;"
-            " look for its result before you repeat it"
-        )
-    if outcome is Outcome.FAILED:
-        return TransactionFailed("the transaction had failed before COMMIT: nothing of this request is committed")
-    return answers.error if outcome is Outcome.REJECTED else None
-
-
-def _text(value: bytes | None) -> str | None:
+def as_text(value: bytes | None) -> str | None:
+    """Return `value` as text; ``None`` (SQL's NULL, or nothing) stays."""
     return None if value is None else value.decode(errors="replace")

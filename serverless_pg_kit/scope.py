@@ -81,6 +81,13 @@ class Scope:
         self._wants_commit = self._wants_commit and status < 500
         self._tells_failure = self._tells_failure or status >= 400
 
+    def forgive(self) -> None:
+        """Roll back a transaction that has failed silently: whoever ends the request by hand has seen its error.
+
+        Not if a request that joined this one failed: then more is lost than that error told.
+        """
+        self._tells_failure = self._tells_failure or not self._spoiled
+
     def spoil(self) -> None:
         """Let the request end with a rollback, and with `TransactionFailed` if its own code believes in success.
 

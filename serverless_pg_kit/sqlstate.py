@@ -26,12 +26,35 @@ EARLY_MESSAGES = b"ERNSKZv"
 """Types of the messages that a server sends before a connection is ready."""
 
 
+TRACED_ATTEMPTS = 32
+"""Attempts that are traced before it is believed that the server's words can be read."""
+
+
+class TraceRation:
+    """Which attempts are worth a trace, given that each leaks a little: the first ones, and those after a message
+    that nobody understood. `always` is for users whose rules need every SQLSTATE."""
+
+    def __init__(self, *, always: bool = False) -> None:
+        self._always = always
+        self._left = TRACED_ATTEMPTS
+
+    def next(self) -> bool:
+        """Tell whether to trace the next attempt, and count it."""
+        self._left -= 1
+        return self._always or self._left >= 0
+
+    def learn(self, message: str, is_understood: bool) -> None:
+        """Take account of a refusal: whether the server's own words (they come with FATAL) could be read."""
+        if "FATAL" in message:
+            self._left = 0 if is_understood else TRACED_ATTEMPTS
+
+
 @contextmanager
 def overheard(pgconn: abc.PGconn, wanted: bool) -> Iterator[list[str]]:
     """Trace what `pgconn` exchanges inside the block; add the SQLSTATEs to the yielded list when it ends.
 
     The trace holds the authentication exchange, so it lives in memory and is dropped at once. Each use leaks about
-    5 kB: psycopg makes a C stream for it that nothing closes. So it is not for every attempt.
+    5 kB: psycopg makes a C stream for it that nothing closes; hence `TraceRation`.
     """
     codes: list[str] = []
     if not wanted or not hasattr(os, "memfd_create") or version() < TRACING_LIBPQ:

@@ -42,6 +42,34 @@ def request_budget(remaining_milliseconds: float | None, margin: float) -> float
     return max(seconds - margin, seconds / 2)
 
 
+ATTEMPT_SECONDS = 5.0
+"""Longest single attempt on one address, unless the user sets ``connect_timeout``: leaves time for another one."""
+
+OPEN_SECONDS = 1.0
+"""How long a connection that was idle may take to answer before it is taken for dead and replaced."""
+
+
+def attempt_seconds(*, connect_timeout: int, max_wait: float, remaining: float, addresses_left: int) -> float:
+    """Return the seconds that an attempt on the next of `addresses_left` addresses may take.
+
+    `remaining` seconds of the acquisition are left; they are shared out, so that one silent address does not eat them
+    all. A `max_wait` of 0 means one attempt, and that takes its time. A `connect_timeout` of 0 or less is none, as in
+    libpq.
+    """
+    patience = connect_timeout if connect_timeout > 0 else ATTEMPT_SECONDS
+    return min(patience, remaining / addresses_left) if max_wait else patience
+
+
+def open_seconds(*, is_fresh: bool, remaining: float) -> float:
+    """Return the seconds that the open exchange may take, of `remaining` (0: a single attempt, which takes its time).
+
+    A connection that was idle gets little, so that enough is left to replace it; one that is fresh gets all.
+    """
+    if is_fresh:
+        return remaining or ATTEMPT_SECONDS
+    return min(OPEN_SECONDS, remaining / 2) if remaining else OPEN_SECONDS
+
+
 class ServerTimeouts(NamedTuple):
     """The time-outs the server enforces for one request, in milliseconds; 0 leaves the session's own value."""
 

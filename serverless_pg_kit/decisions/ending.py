@@ -33,18 +33,26 @@ def choose_ending(
 
     `wants_commit` is False after an exception or `Scope.fail()`. `spoiled` means that a request which joined this one
     failed and its exception was caught: a commit would keep half of its work. `tells_failure` says that the result
-    itself admits the failure (a 4xx answer, or the manual form), so that a silent rollback misleads nobody.
+    itself admits a failed transaction (a 4xx answer, or the manual form, whose caller saw the database error), so that
+    a silent rollback misleads nobody; of work that was left unfinished it knows nothing.
     """
-    caller_believes = wants_commit and not tells_failure
     if status == TransactionStatus.UNKNOWN:
-        return Ending.LOST if caller_believes and not (autocommit or closed_by_user) else Ending.DISCARD
+        believes = wants_commit and not tells_failure
+        return Ending.LOST if believes and not (autocommit or closed_by_user) else Ending.DISCARD
     if status == TransactionStatus.ACTIVE:  # a COPY, a stream or a pipeline left open
-        return Ending.LOST if caller_believes else Ending.DISCARD
-    if status == TransactionStatus.INERROR or spoiled:
-        return Ending.FAILED if caller_believes else Ending.ROLLBACK
+        return Ending.LOST if wants_commit else Ending.DISCARD
+    if status == TransactionStatus.INERROR or (spoiled and not autocommit):
+        return Ending.FAILED if wants_commit and not tells_failure else Ending.ROLLBACK
     if status == TransactionStatus.IDLE:
         return Ending.NOTHING
     return Ending.COMMIT if wants_commit else Ending.ROLLBACK
+
+
+def rollback_reason(status: TransactionStatus, *, spoiled: bool) -> str:
+    """Return in words why a transaction in state `status` is rolled back."""
+    if status == TransactionStatus.INERROR:
+        return "the transaction had failed"
+    return "a request inside this one failed" if spoiled else "the request failed"
 
 
 class Outcome(Enum):

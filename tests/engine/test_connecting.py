@@ -24,8 +24,8 @@ from serverless_pg_kit import (
     Rule,
     TooManyConnections,
 )
-from serverless_pg_kit.base import TRACED_ATTEMPTS
 from serverless_pg_kit.events import Event, Refused
+from serverless_pg_kit.sqlstate import TRACED_ATTEMPTS
 from serverless_pg_kit.testing import PostgresServer
 
 

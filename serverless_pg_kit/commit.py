@@ -1,0 +1,53 @@
+"""What became of a COMMIT, and what the caller of a request has to hear."""
+
+from __future__ import annotations
+
+from psycopg.pq import DiagnosticField, ExecStatus
+
+from serverless_pg_kit.decisions.ending import CommitAnswer, Ending, Outcome, commit_outcome
+from serverless_pg_kit.errors import CommitUnknown, TransactionFailed
+from serverless_pg_kit.exchange import Answers, as_text
+
+
+def commit_answer(answers: Answers) -> CommitAnswer | None:
+    """Return what the server answered to the COMMIT in a close message, or ``None`` if it did not come to that."""
+    for result in answers:
+        if result.status == ExecStatus.FATAL_ERROR:
+            return CommitAnswer(code=as_text(result.error_field(DiagnosticField.SQLSTATE)))
+        tag = as_text(result.command_status)
+        if tag in ("COMMIT", "ROLLBACK"):
+            return CommitAnswer(tag=tag)
+    return None
+
+
+def was_rejected(answers: Answers) -> bool:
+    """Tell whether the server refused the COMMIT in a close message, after which nothing else of it ran."""
+    return commit_outcome(commit_answer(answers)) is Outcome.REJECTED
+
+
+def ending_problem(ending: Ending, answers: Answers) -> Exception | None:
+    """Return the error that the caller has to hear of; `answers` are those to the message with the COMMIT."""
+    if ending is Ending.FAILED:
+        return TransactionFailed(
+            "the transaction had failed before the end of the request: it was rolled back. If you catch database"
+            " errors inside a request, roll back or use conn.transaction() around what may fail"
+        )
+    if ending is Ending.LOST:
+        return TransactionFailed(
+            "the connection was lost, or a COPY or pipeline was left open, before COMMIT was sent: nothing since the"
+            " last commit is kept"
+        )
+    return commit_problem(answers) if ending is Ending.COMMIT else None
+
+
+def commit_problem(answers: Answers) -> Exception | None:
+    """Return the error in the answer to COMMIT, ``None`` if it is committed."""
+    outcome = commit_outcome(commit_answer(answers))
+    if outcome is Outcome.UNKNOWN:
+        return CommitUnknown(
+            "the connection was lost while COMMIT was under way: the transaction may or may not be committed;"
+            " look for its result before you repeat it"
+        )
+    if outcome is Outcome.FAILED:
+        return TransactionFailed("the transaction had failed before COMMIT: nothing of this request is committed")
+    return answers.error if outcome is Outcome.REJECTED else None
