@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 
@@ -12,28 +13,38 @@ from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
+from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.errors import AcquireTimeout
 from serverless_pg_kit.events import Connected, Retrying, Reused
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout, run
+from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope import Scope
 from serverless_pg_kit.slots import Slot, Waiter
 from serverless_pg_kit.waiting import drive
+from serverless_pg_kit.watch import Watch
 
 
 class Acquiring(EngineBase):
     """The part of the sync engine that acquires."""
 
     def _acquire(self, scope: Scope) -> Slot:
-        self._check_process()
-        self._reclaim()
-        retry = self._retry(scope.deadline)
-        slot = self._wait_in_line(retry)
+        self._begin_work()
+        started = self._clock.monotonic()
+        granted, slot = self._slots.take()
+        if not granted:
+            slot = self._wait_in_line(self._retry(scope, started))
         try:
-            return self._serve(slot, retry, scope)
+            if slot is not None and self._is_usable(slot) and self._open_idle(slot, scope, started):
+                self._announce.often(Reused, slot.pid, self._clock.wall() - slot.idle_since)
+            else:
+                slot = self._open_fresh(scope, self._retry(scope, started))
         except BaseException:
             self._slots.give_back(None)
             raise
+        if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
+            slot.watch = Watch(slot.conn, scope.deadline, self._clock.monotonic)
+        return slot
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:
         event = threading.Event()
@@ -53,14 +64,15 @@ class Acquiring(EngineBase):
             )
         return waiter.slot
 
-    def _serve(self, slot: Slot | None, retry: Retry, scope: Scope) -> Slot:
-        if slot is not None and self._is_usable(slot) and self._open(slot, retry, scope, fresh=False) is None:
-            self._announce(Reused(slot.pid, self._clock.wall() - slot.idle_since))
-            return slot
+    def _open_idle(self, slot: Slot, scope: Scope, started: float) -> bool:
+        return self._open(slot, scope, self._idle_open_deadline(scope.deadline, started)) is None
+
+    def _open_fresh(self, scope: Scope, retry: Retry) -> Slot:
         while True:
             slot = self._connect(retry)
-            failure = self._open(slot, retry, scope, fresh=True)
+            failure = self._open(slot, scope, self._fresh_open_deadline(retry))
             if failure is None:
+                slot.waited = retry.waited
                 self._announce(Connected(slot.pid, retry.waited, retry.attempts))
                 return slot
             self._pause(retry, failure)
@@ -75,7 +87,7 @@ class Acquiring(EngineBase):
     def _pause(self, retry: Retry, failure: Failure) -> None:
         delay = retry.delay(failure)
         if delay is None:
-            raise retry.error(failure)
+            raise self._give_up(retry, failure)
         self._announce(Retrying(delay, retry.attempts))
         self._clock.sleep(delay)
 
@@ -84,7 +96,10 @@ class Acquiring(EngineBase):
         started = self._clock.monotonic()
         params = self._parameters()
         outcome = self._try_addresses(resolve(params, os.environ, self._clock.dice), params, retry)
-        retry.note(self._clock.monotonic() - started)
+        seconds = self._clock.monotonic() - started
+        retry.note(seconds)
+        if isinstance(outcome, Slot):
+            self._history.note_connect(seconds)
         return outcome
 
     def _try_addresses(self, addresses: list[Address] | Refusal, params: ConnParams, retry: Retry) -> Slot | Failure:
@@ -103,36 +118,40 @@ class Acquiring(EngineBase):
                 break
         return most_telling(failures.values())
 
-    def _open(self, slot: Slot, retry: Retry, scope: Scope, *, fresh: bool) -> Failure | None:
+    def _open(self, slot: Slot, scope: Scope, deadline: Deadline) -> Failure | None:
         """Send the open exchange; return how the connection turned out dead, and then nothing of the user's has run."""
-        message = self._open_message(slot, scope.deadline, scope.isolation_level, scope.read_only)
-        answers = Answers()
+        opening, answers = self._opening(slot, scope), Answers()
         try:
-            if message:
-                run(slot.conn, message, self._open_deadline(retry, fresh), answers)
-        except OperationalError as error:
+            if opening.message:
+                run(slot.conn, opening.message, deadline, answers)
+                if answers.failed is not None:
+                    answers = self._open_again(slot, scope, opening, answers, deadline)
+        except OperationalError as lost:
             self._lose(slot, "open")
-            if isinstance(error, ExchangeTimeout):
+            if isinstance(lost, ExchangeTimeout):
                 self._condemn("a connection as old as this one lost its server in silence")
-            return self._understand_loss(answers.error or error)
+            return self._understand_loss(answers.error or lost)
         except BaseException:
             self._drop(slot, "interrupted")
             raise
-        if answers.error is not None and slot.conn.pgconn.status == ConnStatus.BAD:
-            self._lose(slot, "open")
-            return self._understand_loss(answers.error)
-        if answers.error is not None:
-            self._drop(slot, "the open exchange failed")
-            raise answers.error
-        self._read_open(slot, answers)
+        if answers.failed is not None:
+            return self._open_failed(slot, answers)
+        if slot.direct is None:
+            self._introduce(slot, opening, answers)
         return None
 
-    def _reclaim(self) -> None:
-        """Close the connections of requests that were begun by hand and collected before they ended."""
-        while self._forgotten:
-            self._drop(self._forgotten.popleft(), "its request was never ended")
-            self._slots.give_back(None)
+    def _open_again(self, slot: Slot, scope: Scope, opening: Opening, answers: Answers, deadline: Deadline) -> Answers:
+        """Send the open without what failed in it, if it can do without; otherwise return the failed `answers`."""
+        if slot.conn.pgconn.status == ConnStatus.BAD or not self._can_do_without(slot, opening, answers):
+            return answers
+        run(slot.conn, "ROLLBACK", deadline)
+        return run(slot.conn, self._opening(slot, scope).message, deadline)
 
-    def _condemn(self, reason: str) -> None:
-        for slot in self._slots.condemn():
-            self._drop(slot, reason)
+    def _open_failed(self, slot: Slot, answers: Answers) -> Failure:
+        """Return the failure of a connection that died in its open exchange. Raises the server's error if it lives."""
+        error = answers.error
+        if error is None or slot.conn.pgconn.status != ConnStatus.BAD:
+            self._drop(slot, "the open exchange failed")
+            raise error or OperationalError("the open exchange failed")
+        self._lose(slot, "open")
+        return self._understand_loss(error)

@@ -8,16 +8,21 @@ from psycopg import Error, OperationalError, capabilities
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.acquire import Acquiring
-from serverless_pg_kit.base import CLOSE_SECONDS
-from serverless_pg_kit.commit import ending_problem, was_rejected
-from serverless_pg_kit.decisions.census import Census
-from serverless_pg_kit.decisions.cleaning import CleanReport, plan_reap, report_room
-from serverless_pg_kit.decisions.deadline import Deadline
-from serverless_pg_kit.decisions.ending import Ending
-from serverless_pg_kit.events import Committed, Reaped, RolledBack, Yielded
+from serverless_pg_kit.base import CLOSE_SECONDS, IDLE
+from serverless_pg_kit.closing import Closing
+from serverless_pg_kit.commit import ending_problem, outcome_of
+from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
+from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
+from serverless_pg_kit.decisions.ending import Ending, Outcome
+from serverless_pg_kit.decisions.lease import Lease
+from serverless_pg_kit.events import Committed, Yielded
 from serverless_pg_kit.exchange import Answers, roll_back, run
 from serverless_pg_kit.scope import Scope
 from serverless_pg_kit.slots import Slot
+
+UNTOUCHED = CleanReport("kept", "the request needed no connection")
+INTERRUPTED = CleanReport("closed", "interrupted")
+NOTHING_DUE = CleanReport("kept", "no census was due")
 
 
 class Cleaning(Acquiring):
@@ -28,7 +33,7 @@ class Cleaning(Acquiring):
             return scope.report
         with scope._lock:
             slot, scope._slot = scope._slot, None
-            scope_is_ours, scope.report = scope.is_open, CleanReport("kept", "the request needed no connection")
+            scope_is_ours, scope.report = scope.is_open, UNTOUCHED
         if slot is not None and not scope_is_ours:
             self._slots.abandon(slot)
         elif slot is not None:
@@ -39,58 +44,87 @@ class Cleaning(Acquiring):
 
     def _conclude(self, slot: Slot, scope: Scope) -> tuple[CleanReport, Exception | None]:
         """Bring the connection of an ended request home, or close it; return what was done and what to raise."""
-        answers, report, ending = Answers(), CleanReport("closed", "interrupted"), Ending.DISCARD
+        answers, report, ending = Answers(), INTERRUPTED, Ending.DISCARD
         started = self._clock.monotonic()
         try:
+            if slot.watch is not None:
+                self._end_watch(slot, slot.watch)
             ending = self._ending(slot, scope)
-            if ending in (Ending.ROLLBACK, Ending.FAILED):
-                self._announce(RolledBack(slot.pid, self._rollback_reason(slot, scope)))
-            report = self._home(slot, ending, self._close_deadline(scope.deadline), answers)
+            if ending is not Ending.COMMIT:
+                self._announce_rollback(slot, scope, ending)
+            report = self._home(slot, ending, self._close_deadline(scope.deadline, started), answers)
         finally:
             try:
                 if report.decision != "kept":
                     self._drop(slot, report.reason)
             finally:
-                slot.idle_since = self._clock.wall()
-                self._slots.give_back(slot if report.decision == "kept" else None)
+                self._release(slot, keep=report.decision == "kept")
         problem = ending_problem(ending, answers)
         if ending is Ending.COMMIT and problem is None:
-            self._announce(Committed(slot.pid, self._clock.monotonic() - started))
+            self._announce.often(Committed, slot.pid, self._clock.monotonic() - started)
         return report, problem
 
     def _home(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
+        """End the request of `slot`, reset its session and see to room; return what is to become of it."""
+        lease, order = self._lease(slot), self._reap_order(slot)
+        waking = lease if order is None else self._awake(lease)
         try:
-            census = self._finish(slot, ending, deadline, answers)
+            self._finish(slot, ending, waking, deadline, answers)
         except Exception as error:
             self._close_failed(ending, answers, error)
             return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
         if slot.conn.closed:
             return CleanReport("closed", "it was lost, closed by the request, or busy when that ended")
-        if not self._slots.is_current(slot):
+        if slot.generation != self._slots.generation:
             return CleanReport("closed", "the engine was closed, or a connection as old as this one found dead")
-        return self._see_to_room(slot, census, deadline)
+        slot.lent += 1
+        if waking is not None and waking.seconds != slot.lease:
+            self._change_lease(slot, waking)
+        if slot.census is None and (lease is None or lease.seconds > 0):
+            return NOTHING_DUE
+        return self._see_to_room(slot, lease, deadline)
 
-    def _finish(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> Census | None:
-        """End the transaction and reset the session; return the census if one was due.
+    def _finish(self, slot: Slot, ending: Ending, lease: Lease | None, deadline: Deadline, answers: Answers) -> None:
+        """End the transaction and reset the session.
 
         `answers` receives the results of the message with the COMMIT. Raises whatever leaves the connection unusable.
         """
-        if ending in (Ending.DISCARD, Ending.LOST):
-            self._discard(slot)
-            return None
-        if ending in (Ending.ROLLBACK, Ending.FAILED):
-            roll_back(slot.conn, deadline)
-        closing = self._closing(slot, commit=ending is Ending.COMMIT)
+        if ending is not Ending.COMMIT and ending is not Ending.NOTHING:
+            if ending in (Ending.DISCARD, Ending.LOST):
+                self._discard(slot)
+                return
+            self._roll_back(slot, deadline)
+        closing = self._closing(slot, lease, commit=ending is Ending.COMMIT)
         if closing.message:
             run(slot.conn, closing.message, deadline, answers)
-        if ending is Ending.COMMIT and was_rejected(answers):
-            run(slot.conn, "BEGIN", deadline)  # for the sake of psycopg's rollback: it forgets what was prepared
-            roll_back(slot.conn, deadline)
-            closing, answers = self._closing(slot, commit=False), Answers()
-            run(slot.conn, closing.message, deadline, answers)
-        census = self._read_close(slot, closing, answers)
+        if answers.failed is not None:
+            closing, answers = self._mend(slot, ending, lease, closing, deadline, answers)
+        if answers.failed is not None or closing.census or closing.prepares:
+            self._read_close(slot, closing, answers)
         slot.baseline.restore(slot.conn)
-        return census
+        if slot.configures_session and self.settings.reset:
+            self._configure(slot.conn)
+
+    def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
+        """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""
+        discards = bool(getattr(slot.conn._prepared, "_names", True))
+        roll_back(slot.conn, deadline)
+        if discards:
+            self._forget_prepared(slot)
+
+    def _mend(
+        self, slot: Slot, ending: Ending, lease: Lease | None, closing: Closing, deadline: Deadline, answers: Answers
+    ) -> tuple[Closing, Answers]:
+        """Send again what is left of a close exchange that failed, if that can help; return it and its answers."""
+        if ending is Ending.COMMIT and outcome_of(answers) is Outcome.REJECTED:
+            run(slot.conn, "BEGIN", deadline)  # for the sake of psycopg's rollback: it forgets what was prepared
+            self._roll_back(slot, deadline)
+        elif self._lacks_prepared(slot, answers):
+            run(slot.conn, "ROLLBACK" if slot.conn.pgconn.transaction_status != IDLE else "", deadline)
+        else:
+            return closing, answers
+        closing = self._closing(slot, lease, commit=False)
+        return closing, run(slot.conn, closing.message, deadline) if closing.message else Answers()
 
     def _discard(self, slot: Slot) -> None:
         """Close a connection that cannot go on; what it may still be doing on the server is cancelled first."""
@@ -99,35 +133,45 @@ class Cleaning(Acquiring):
                 slot.conn.cancel_safe(timeout=CLOSE_SECONDS)
         slot.conn.close()
 
-    def _see_to_room(self, slot: Slot, census: Census | None, deadline: Deadline) -> CleanReport:
-        if census is None:
-            return CleanReport("kept", "no census was due")
-        report = report_room(census, self.settings.conn_utilization, self._reap(slot, census, deadline))
+    def _see_to_room(self, slot: Slot, lease: Lease | None, deadline: Deadline) -> CleanReport:
+        """Make room if a census of this request found that it is short, or give the connection up."""
+        census, settings = slot.census, self.settings
+        killed = self._reap(slot, deadline)
+        if lease is not None and lease.seconds <= 0:
+            report = CleanReport("yielded" if settings.lease else "closed", lease.reason, census, killed)
+        elif census is None:
+            return NOTHING_DUE
+        elif not self._settle_lease(slot, deadline):
+            return CleanReport("closed", "it was lost, or ended by another cleaner, while it made room", census, killed)
+        else:
+            report = report_room(census, settings.conn_utilization, self._strategy(slot), killed)
         if report.decision == "yielded":
             self._announce(Yielded(slot.pid, report.reason))
         return report
 
-    def _reap(self, slot: Slot, census: Census, deadline: Deadline) -> tuple[int, ...]:
+    def _settle_lease(self, slot: Slot, deadline: Deadline) -> bool:
+        """Give `slot` the lease that the census of this very request asks for, if it is shorter than the one it has, or
+        if it is the cleaner's; tell whether the connection still lives."""
+        lease = self._lease(slot)
+        if lease is not None and not slot.conn.closed and self._is_unsettled(slot, lease):
+            [message] = self.settings.statements.assignments({"idle_session_timeout": milliseconds(lease.seconds)})
+            try:
+                run(slot.conn, message, deadline.within(CLOSE_SECONDS))
+            except OperationalError:
+                return False
+            self._change_lease(slot, lease)
+        return not slot.conn.closed
+
+    def _reap(self, slot: Slot, deadline: Deadline) -> tuple[int, ...]:
         """End idle sessions of the fleet if room is short; return their pids."""
-        settings = self.settings
-        order = plan_reap(
-            census,
-            conn_utilization=settings.conn_utilization,
-            strategy=settings.strategy,
-            min_idle_time=settings.min_idle_time,
-            max_kills=settings.max_kills,
-        )
+        order = self._reap_order(slot)
         if order is None:
             return ()
-        message = settings.statements.reap(self._fleet(slot), order.min_idle_seconds, order.limit)
+        self._history.note_reap(order.interval)
+        message = self.settings.statements.reap(self._fleet(slot), order.min_idle_seconds, order.limit, order.interval)
+        answers = Answers()
         try:
-            answers = run(slot.conn, message, deadline.within(CLOSE_SECONDS))
+            run(slot.conn, message, deadline.within(CLOSE_SECONDS), answers)
         except OperationalError as error:
-            self._maintenance_failed("reap", error)
-            return ()
-        if answers.error is not None:
-            self._maintenance_failed("reap", answers.error)
-        killed = tuple(int(pid or 0) for pid, ended in answers.rows if ended == "t")
-        if killed:
-            self._announce(Reaped(killed))
-        return killed
+            return self._reap_failed(slot, answers.error or error)
+        return self._read_reap(slot, answers, order.interval)

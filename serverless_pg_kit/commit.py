@@ -8,25 +8,30 @@ from serverless_pg_kit.decisions.ending import CommitAnswer, Ending, Outcome, co
 from serverless_pg_kit.errors import CommitUnknown, TransactionFailed
 from serverless_pg_kit.exchange import Answers, as_text
 
+COMMITTED = CommitAnswer(tag="COMMIT")
+
 
 def commit_answer(answers: Answers) -> CommitAnswer | None:
     """Return what the server answered to the COMMIT in a close message, or ``None`` if it did not come to that."""
     for result in answers:
         if result.status == ExecStatus.FATAL_ERROR:
             return CommitAnswer(code=as_text(result.error_field(DiagnosticField.SQLSTATE)))
-        tag = as_text(result.command_status)
-        if tag in ("COMMIT", "ROLLBACK"):
-            return CommitAnswer(tag=tag)
+        if result.command_status == b"COMMIT":
+            return COMMITTED
+        if result.command_status == b"ROLLBACK":
+            return CommitAnswer(tag="ROLLBACK")
     return None
 
 
-def was_rejected(answers: Answers) -> bool:
-    """Tell whether the server refused the COMMIT in a close message, after which nothing else of it ran."""
-    return commit_outcome(commit_answer(answers)) is Outcome.REJECTED
+def outcome_of(answers: Answers) -> Outcome:
+    """Return what is known of the COMMIT in a close message from its `answers`."""
+    return commit_outcome(commit_answer(answers))
 
 
 def ending_problem(ending: Ending, answers: Answers) -> Exception | None:
     """Return the error that the caller has to hear of; `answers` are those to the message with the COMMIT."""
+    if ending is Ending.COMMIT:
+        return commit_problem(answers)
     if ending is Ending.FAILED:
         return TransactionFailed(
             "the transaction had failed before the end of the request: it was rolled back. If you catch database"
@@ -34,15 +39,18 @@ def ending_problem(ending: Ending, answers: Answers) -> Exception | None:
         )
     if ending is Ending.LOST:
         return TransactionFailed(
-            "the connection was lost, or a COPY or pipeline was left open, before COMMIT was sent: nothing since the"
-            " last commit is kept"
+            "the connection was lost, or a COPY, pipeline, transaction() block or two-phase transaction was left open,"
+            " before COMMIT was sent: nothing since the last commit is kept"
         )
-    return commit_problem(answers) if ending is Ending.COMMIT else None
+    return None
 
 
 def commit_problem(answers: Answers) -> Exception | None:
     """Return the error in the answer to COMMIT, ``None`` if it is committed."""
-    outcome = commit_outcome(commit_answer(answers))
+    answer = commit_answer(answers)
+    if answer is COMMITTED:
+        return None
+    outcome = commit_outcome(answer)
     if outcome is Outcome.UNKNOWN:
         return CommitUnknown(
             "the connection was lost while COMMIT was under way: the transaction may or may not be committed;"
@@ -50,4 +58,4 @@ def commit_problem(answers: Answers) -> Exception | None:
         )
     if outcome is Outcome.FAILED:
         return TransactionFailed("the transaction had failed before COMMIT: nothing of this request is committed")
-    return answers.error if outcome is Outcome.REJECTED else None
+    return answers.error

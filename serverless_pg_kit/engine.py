@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from psycopg import Connection, IsolationLevel
 
+from serverless_pg_kit.base import CLOSE_SECONDS
 from serverless_pg_kit.clean import Cleaning
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.ending import Ending
 from serverless_pg_kit.exchange import Answers, is_alive
-from serverless_pg_kit.scope import JoinedScope, Scope
+from serverless_pg_kit.scope import JoinedScope, Request, Scope
 from serverless_pg_kit.settings import Settings
 
 
@@ -33,7 +32,6 @@ class Engine(Cleaning):
         super().__init__(settings, **names)
         self._current: ContextVar[Scope | None] = ContextVar("serverless_pg_kit.scope", default=None)
 
-    @contextmanager
     def request(
         self,
         *,
@@ -41,7 +39,7 @@ class Engine(Cleaning):
         isolation_level: IsolationLevel | None = None,
         read_only: bool | None = None,
         join: bool = True,
-    ) -> Iterator[Connection[Any]]:
+    ) -> Request:
         """Give a connection, inside a transaction, for the length of a ``with`` block; the engine closes it.
 
         Success commits, an exception rolls back. `deadline` is in seconds from now: it bounds the acquisition and, on
@@ -52,8 +50,7 @@ class Engine(Cleaning):
         Raises `AcquireTimeout`, `TooManyConnections`, `ConnectRejected` or `CredentialsRejected` before the block, and
         `TransactionFailed`, `CommitUnknown` or the server's error about COMMIT after it.
         """
-        with self.scope(deadline=deadline, isolation_level=isolation_level, read_only=read_only, join=join) as scope:
-            yield scope.connection
+        return Request(self.scope(deadline=deadline, isolation_level=isolation_level, read_only=read_only, join=join))
 
     def scope(
         self,
@@ -67,10 +64,12 @@ class Engine(Cleaning):
 
         Arguments and errors are those of `request`.
         """
-        outer = self._open_scope()
-        if outer is not None and join:
+        outer = self._current.get()
+        if outer is None or not outer.is_open:
+            return Scope(self, self._deadline(deadline), isolation_level, read_only)
+        if join:
             return JoinedScope(outer)
-        inherited = outer.deadline if outer is not None and deadline is None else self._deadline(deadline)
+        inherited = outer.deadline if deadline is None else self._deadline(deadline)
         return Scope(self, inherited, isolation_level, read_only)
 
     @property
@@ -133,14 +132,20 @@ class Engine(Cleaning):
         Raises what `request` raises, and ``RuntimeError`` if the server cannot tell, as behind a pooler.
         """
         slot = self._acquire(Scope(self, self._deadline(None), None, None))
-        slot.census_at = 0.0
+        self._history.census_at, slot.census = float("-inf"), None
+        lease = self._lease(slot)
+        if slot.watch is not None:
+            self._end_watch(slot, slot.watch)
         try:
-            census = self._finish(slot, Ending.ROLLBACK, self._close_deadline(self._deadline(0)), Answers())
+            self._finish(slot, Ending.ROLLBACK, lease, self._deadline(CLOSE_SECONDS), Answers())
+            census = slot.census
         except BaseException:
             self._drop(slot, "the census failed")
             raise
         finally:
-            self._slots.give_back(None if slot.conn.closed else slot)
+            if lease is not None:
+                slot.lease = lease.seconds
+            self._release(slot, keep=not slot.conn.closed)
         if census is None:
             raise RuntimeError("there is no census: a pooler stands between, or the server refused it (see the log)")
         return census

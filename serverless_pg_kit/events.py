@@ -109,11 +109,39 @@ class Lost(Event):
 
 
 class Expired(Event):
-    """A connection was replaced because it had been open for `age` seconds."""
+    """A connection was replaced because its time was over: `reason` is ``"lease"`` (it was idle for `seconds`) or
+    ``"max_lifetime"`` (it had been open for `seconds`)."""
 
     counter = "expirations"
     pid: int
-    age: float
+    reason: str
+    seconds: float
+
+
+class Leased(Event):
+    """A connection goes to sleep with another lease than before: the server ends it after `seconds` idle. `reason`
+    says why it is that long."""
+
+    counter = "leases"
+    pid: int
+    seconds: float
+    reason: str
+
+
+class Thawed(Event):
+    """The process had stood still: its clock of the day went `seconds` further than its own."""
+
+    counter = "thaws"
+    seconds: float
+
+
+class HeldUnused(Event):
+    """A request held its connection for `seconds` without using it: longer than the setting ``hold_warning``."""
+
+    level = logging.WARNING
+    counter = "holds"
+    pid: int
+    seconds: float
 
 
 class Counted(Event):
@@ -188,7 +216,8 @@ Listener = Callable[[Event], object]
 class Stats(NamedTuple):
     """Counts of what happened in this process since the engine was made; a snapshot.
 
-    `open` connections are in use or idle now, `in_use` serve a request. `killed` counts ended sessions, `reapings`
+    `open` connections are in use, idle or being opened now; `in_use` counts the requests that have one or wait for one
+    to open. `killed` counts ended sessions, `reapings`
     the times that any were ended. The other fields count the events of the same meaning.
     """
 
@@ -200,6 +229,9 @@ class Stats(NamedTuple):
     reuses: int = 0
     losses: int = 0
     expirations: int = 0
+    leases: int = 0
+    thaws: int = 0
+    holds: int = 0
     commits: int = 0
     rollbacks: int = 0
     censuses: int = 0
@@ -233,7 +265,15 @@ class Announcer:
             except Exception:
                 logger.exception("a listener failed on %s", event)
 
-    def _count(self, event: Event) -> None:
+    def often(self, kind: type[Event], *values: Any) -> None:
+        """Announce an event that comes with every request: it is counted always, but made only if somebody hears it."""
+        if self._listeners or logger.isEnabledFor(kind.level):
+            self(kind(*values))
+        else:
+            with self._lock:
+                self._counts[kind.counter] += 1
+
+    def _count(self, event: Event | type[Event]) -> None:
         with self._lock:
             if event.counter:
                 self._counts[event.counter] += 1

@@ -20,15 +20,18 @@ from serverless_pg_kit.errors import (
 class Retry:
     """Counts the attempts of one acquisition and says when the next is due, or which error ends it.
 
-    `deadline` bounds the whole acquisition, `request_deadline` the request it is for.
+    It began at `started` and may take `max_wait` seconds: `deadline` bounds the whole acquisition, `request_deadline`
+    the request it is for.
     """
 
-    def __init__(self, backoff: Backoff, deadline: Deadline, request_deadline: Deadline, clock: Clock) -> None:
+    def __init__(
+        self, backoff: Backoff, request_deadline: Deadline, max_wait: float, clock: Clock, started: float
+    ) -> None:
         self.backoff = backoff
-        self.deadline = deadline
+        self.deadline: Deadline = Deadline(min(request_deadline.at, started + max_wait), clock.monotonic)
         self.request_deadline = request_deadline
         self.clock = clock
-        self.started: float = clock.monotonic()
+        self.started: float = started
         self.attempts: int = 0
         self.slowest: float = 0.0
 

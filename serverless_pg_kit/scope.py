@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection, IsolationLevel
 
+from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 
@@ -24,6 +24,23 @@ class Scope:
     ``None`` until then; `begun_by_hand` tells those of `Engine.connect`.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_engine",
+        "_lock",
+        "_outer",
+        "_process",
+        "_slot",
+        "_spoiled",
+        "_tells_failure",
+        "_wants_commit",
+        "begun_by_hand",
+        "deadline",
+        "isolation_level",
+        "read_only",
+        "report",
+    )
+
     def __init__(
         self,
         engine: Engine,
@@ -38,7 +55,7 @@ class Scope:
         self.begun_by_hand: bool = False
         self._engine = engine
         self._lock = threading.Lock()
-        self._process = os.getpid()
+        self._process = processes.generation
         self._slot: Slot | None = None
         self._outer: Scope | None = None
         self._wants_commit = True
@@ -66,7 +83,7 @@ class Scope:
     @property
     def is_open(self) -> bool:
         """Whether the request goes on, in the process in which it began."""
-        return self.report is None and self._process == os.getpid()
+        return self.report is None and self._process == processes.generation
 
     def fail(self) -> None:
         """Let the request end with a rollback, although no exception leaves it."""
@@ -112,14 +129,38 @@ class Scope:
 
     def __del__(self) -> None:
         # A request begun by `Engine.connect` in a thread or task that is gone: nobody will end it any more.
-        if self._slot is not None and self._process == os.getpid():
+        if self._slot is not None and self._process == processes.generation:
             self._engine._forgotten.append(self._slot)
         elif self._slot is not None:
             self._engine._slots.abandon(self._slot)
 
 
+class Request:
+    """A ``with`` block around a `Scope` that gives its connection, acquired at once."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    def __enter__(self) -> Connection[Any]:
+        scope = self._scope.__enter__()
+        try:
+            return scope.connection
+        except BaseException as error:
+            scope.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scope.__exit__(kind, error, trace)
+
+
 class JoinedScope(Scope):
     """A request inside another one on the same engine: it uses that one's connection, which also ends it."""
+
+    __slots__ = ("_joined",)
 
     def __init__(self, outer: Scope) -> None:
         super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from psycopg import Connection, IsolationLevel
 from psycopg.adapt import AdaptersMap
+from psycopg.errors import Diagnostic
 
 from serverless_pg_kit.statements import TransactionMode
 
@@ -27,23 +29,20 @@ LISTS = ("_notice_handlers", "_notify_handlers", "_notifies_backlog")
 is not there cannot leak."""
 
 
-class Baseline(NamedTuple):
+class Baseline:
     """A connection's own side as it was before its first request: the point to which every request returns."""
 
-    attributes: dict[str, Any]
-    lists: dict[str, list[Any]]
-    adapters: AdaptersMap | None
-    names: frozenset[str]
+    def __init__(self, conn: Connection[Any]) -> None:
+        self.attributes: dict[str, Any] = {name: getattr(conn, name) for name in ATTRIBUTES}
+        self._adapters = AdaptersMap(conn.adapters)
+        self._lists = [(name, list(getattr(conn, name))) for name in LISTS if hasattr(conn, name)]
+        self._remember(conn)
 
-    @classmethod
-    def of(cls, conn: Connection[Any]) -> Baseline:
-        """Return the present state of `conn`."""
-        return cls(
-            {name: getattr(conn, name) for name in ATTRIBUTES},
-            {name: list(getattr(conn, name)) for name in LISTS if hasattr(conn, name)},
-            AdaptersMap(conn.adapters) if getattr(conn, "_adapters", None) is not None else None,
-            frozenset(vars(conn)),
-        )
+    def keep_notice_handler(self, handler: Callable[[Diagnostic], None]) -> None:
+        """Let `handler` be one of those that every request starts from."""
+        for name, values in self._lists:
+            if name == "_notice_handlers":
+                values.append(handler)
 
     def restore(self, conn: Connection[Any]) -> None:
         """Put `conn`, whose session is idle, back to this state, without I/O.
@@ -51,22 +50,43 @@ class Baseline(NamedTuple):
         Raises ``psycopg.ProgrammingError`` if a ``transaction()`` block or a two-phase transaction was left open;
         such a connection has to be discarded.
         """
-        conn.commit()  # no I/O when idle; it raises if something was left open
         while conn.pgconn.notifies():
             pass
+        for name, values in self._lists:
+            held = getattr(conn, name)
+            if values or held:
+                held.clear()
+                held.extend(values)
+        # One look at all that psycopg and the user keep on the object: mostly nothing has changed since the last time.
+        if vars(conn) != self._state or vars(conn._prepared) != self._statements:
+            self._restore_attributes(conn)
+        if conn._adapters is not None and not same_adapters(conn._adapters, self._adapters):
+            conn._adapters = AdaptersMap(self._adapters)
+            self._remember(conn)
+
+    def _restore_attributes(self, conn: Connection[Any]) -> None:
+        next(conn._commit_gen(), None)  # does nothing when idle, but raises if something was left open
         for name, value in self.attributes.items():
             if getattr(conn, name) != value:
                 setattr(conn, name, value)
-        for name, values in self.lists.items():
-            held = getattr(conn, name)
-            if held or values:
-                held.clear()
-                held.extend(values)
-        if getattr(conn, "_adapters", None) is not None:
-            conn._adapters = None if self.adapters is None else AdaptersMap(self.adapters)
-        for name in vars(conn).keys() - self.names:
+        for name in vars(conn).keys() - self._state.keys():
             if not name.startswith("_"):
                 delattr(conn, name)
+        self._remember(conn)
+
+    def _remember(self, conn: Connection[Any]) -> None:
+        self._state = dict(vars(conn))
+        self._statements = dict(vars(conn._prepared))
+
+
+def same_adapters(one: AdaptersMap, other: AdaptersMap) -> bool:
+    """Tell whether two maps adapt the same: at once if neither was changed since one was copied from the other."""
+    return bool(
+        one._dumpers == other._dumpers
+        and one._dumpers_by_oid == other._dumpers_by_oid
+        and one._loaders == other._loaders
+        and one.types._registry == other.types._registry
+    )
 
 
 def transaction_mode(

@@ -46,9 +46,11 @@ class Settings:
     autocommit: bool = False
     """Give connections out in autocommit mode, with no transaction around the request."""
 
-    strategy: Strategy = "minimum_idle_time"
-    """Who is ended when room is short: ``"minimum_idle_time"`` (sessions of this fleet idle for longer than
-    `min_idle_time`), ``"ranked"`` (all of them, the longest idle first) or ``"none"``."""
+    strategy: Strategy = "lease"
+    """How room is made. ``"lease"``: idle connections end by themselves, the sooner the less room there is, and only a
+    surplus is ended. ``"minimum_idle_time"``: all sessions of this fleet idle for longer than `min_idle_time` are ended
+    when room is short; ``"ranked"``: all that are idle, the longest idle first; ``"none"``: nobody. Servers before 14
+    know no leases; there ``"lease"`` works like ``"minimum_idle_time"``."""
 
     max_connections: int | None = None
     """Ceiling for the sessions of the whole server. ``None``: ask the server, less what it reserves."""
@@ -63,7 +65,12 @@ class Settings:
     """Sessions ended at most in one go. ``None``: all that qualify."""
 
     census_ttl: float = 6.0
-    """Seconds between two counts of the server's sessions by one small fleet; 0 counts after every request."""
+    """Seconds between two counts of the server's sessions by one container while there is room; less while it is short,
+    more in large fleets. 0 counts after every request."""
+
+    lease: float = 300.0
+    """Seconds an idle connection lives at most, with the strategy ``"lease"``: the server ends it then, even if this
+    container is frozen. 0 keeps no idle connection."""
 
     max_wait: float = 10.0
     """Seconds to wait for a connection, all in: every host, attempt and pause. 0: one attempt."""
@@ -80,12 +87,24 @@ class Settings:
     deadline_margin: float = 0.5
     """Seconds of an invocation's remaining time that are kept for the answer."""
 
+    check_after: float = 30.0
+    """Seconds an autocommit connection may have been idle before a request tries it by a short message. (Others are
+    tried by the message with their BEGIN.)"""
+
     max_lifetime: float | None = 3600.0
     """Seconds after which a connection is replaced, less up to a tenth at random. ``None``: never."""
 
     configure: Callable[[Connection[Any]], object] | None = None
     """Called with each new connection before its first request: type adapters, row factory. What it sets on the
-    connection object is what every request starts from. It must leave no transaction open."""
+    connection object is what every request starts from. If it talks to the server, it is called again after each
+    `reset`, because that undoes it. It must leave no transaction open."""
+
+    down_ttl: float = 1.0
+    """Seconds, give or take half of it, for which a server that was down for a whole `max_wait` is not waited for
+    again: requests get one attempt each. 0: every request waits."""
+
+    hold_warning: float | None = None
+    """Seconds a request may hold its connection unused before the event `HeldUnused` says so. ``None``: any time."""
 
     reset: bool = True
     """Whether session state (SET, role, temporary tables, advisory locks, ...) is undone between requests."""
@@ -193,24 +212,28 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_size": (COUNT.format(1), lambda value: is_count(value, 1)),
     "autocommit": ("True or False", lambda value: isinstance(value, bool)),
     "strategy": (
-        "'minimum_idle_time', 'ranked' or 'none'",
-        lambda value: value in ("minimum_idle_time", "ranked", "none"),
+        "'lease', 'minimum_idle_time', 'ranked' or 'none'",
+        lambda value: value in ("lease", "minimum_idle_time", "ranked", "none"),
     ),
     "max_connections": (COUNT.format(1) + ", or None", lambda value: value is None or is_count(value, 1)),
     "conn_utilization": ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1),
     "min_idle_time": (DURATION, is_duration),
     "max_kills": (COUNT.format(0) + ", or None", lambda value: value is None or is_count(value, 0)),
     "census_ttl": (DURATION, is_duration),
+    "lease": (DURATION, is_duration),
     "max_wait": (DURATION, is_duration),
     "max_retries": (COUNT.format(0) + ", or None", lambda value: value is None or is_count(value, 0)),
     "backoff_base": ("a number of seconds above 0", lambda value: is_number(value) and value > 0),
     "backoff_cap": ("a number of seconds above 0", lambda value: is_number(value) and value > 0),
     "deadline_margin": (DURATION, is_duration),
+    "check_after": (DURATION, is_duration),
     "max_lifetime": (
         "a number of seconds above 0, or None",
         lambda value: value is None or (is_number(value) and value > 0),
     ),
     "configure": ("a callable, or None", lambda value: value is None or callable(value)),
+    "down_ttl": (DURATION, is_duration),
+    "hold_warning": (DURATION + ", or None", lambda value: value is None or is_duration(value)),
     "reset": ("True or False", lambda value: isinstance(value, bool)),
     "connection_class": (
         "psycopg.Connection or a subclass",

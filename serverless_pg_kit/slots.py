@@ -6,23 +6,34 @@ others grow old and are dropped; requests that find none wait in line and are se
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection
+from psycopg.errors import Diagnostic
 
-from serverless_pg_kit.decisions.deadline import ServerTimeouts
-from serverless_pg_kit.session import Baseline
+from serverless_pg_kit import processes
+from serverless_pg_kit.decisions.census import Census
+from serverless_pg_kit.decisions.deadline import timeout_names
+from serverless_pg_kit.session import Baseline, transaction_mode
+from serverless_pg_kit.statements import TransactionMode
+
+if TYPE_CHECKING:
+    from serverless_pg_kit.closing import Closing
+    from serverless_pg_kit.watch import Watch
 
 
 class Slot:
     """An open connection and what the engine knows about it. Times are wall-clock seconds.
 
     `pid` is the one given at connect. `direct` tells whether that pid is the backend's own: ``None`` until asked,
-    False behind a pooler. `timeouts` are those the open exchange set and the close has to take back.
+    False behind a pooler. `is_linux` and `own_timeouts` (milliseconds by name) are what the server told of itself and
+    of the session, `timeout_names` those that it has. `changed` are the settings that the open exchange made and the
+    close has to take back. `lease` is how long it may stay idle, ``None`` without a lease; `best_before` is when that
+    or its lifetime ends. `lent` counts the requests served; `prepared` says that `Statements.prepare` was run,
+    `elected` is the key of the cleaner's lock and until when it is held.
     """
 
     def __init__(
@@ -36,10 +47,32 @@ class Slot:
         self.generation = generation
         self.pid: int = conn.pgconn.backend_pid
         self.server_version: int = conn.pgconn.server_version
-        self.idle_since = born
+        self.idle_since: float = born
+        self.best_before: float = expires
+        self.mode: TransactionMode = transaction_mode(conn, None, None)
+        self.is_autocommit: bool = baseline.attributes["autocommit"]
         self.direct: bool | None = None
-        self.timeouts: ServerTimeouts = ServerTimeouts()
-        self.census_at: float = 0.0
+        self.is_linux: bool = False
+        self.timeout_names: tuple[str, ...] = timeout_names(self.server_version)
+        self.own_timeouts: dict[str, int] = {}
+        self.changed: dict[str, int] = {}
+        self.lease: float | None = None
+        self.lent: int = 0
+        self.waited: float = 0.0  # seconds, for it to be opened
+        self.prepared: bool = False
+        self.elected: tuple[int, float] | None = None
+        self.census: Census | None = None  # taken in the present request
+        self.watch: Watch | None = None
+        self.configures_session: bool = False
+        self.farewell: str | None = None  # SQLSTATE of the server's last word
+        # Messages that were written before, by what they depend on.
+        self.openings: dict[object, str] = {}
+        self.closings: dict[object, Closing] = {}
+
+    def hear(self, notice: Diagnostic) -> None:
+        """Remember the SQLSTATE of a FATAL: to a connection that idles it comes as a notice."""
+        if notice.severity_nonlocalized == "FATAL":
+            self.farewell = notice.sqlstate
 
 
 class Waiter:
@@ -60,7 +93,7 @@ class Slots:
         self._start()
 
     def _start(self) -> None:
-        self.process: int = os.getpid()
+        self.process: int = processes.generation
         self.generation: int = 0
         self._lock = threading.Lock()
         self._idle: list[Slot] = []
@@ -92,6 +125,14 @@ class Slots:
             self._line.append(waiter)
             self._serve()
             return waiter.granted
+
+    def take(self) -> tuple[bool, Slot | None]:
+        """Grant at once, if that is possible: True with a slot, or with ``None`` for the right to open one."""
+        with self._lock:
+            if self._line or (not self._idle and self._taken >= self.max_size):
+                return False, None
+            self._taken += 1
+            return True, self._idle.pop() if self._idle else None
 
     def withdraw(self, waiter: Waiter) -> bool:
         """Take `waiter` out of the line and return True; False if it was granted meanwhile."""

@@ -38,4 +38,4 @@ def is_ready(descriptor: int, events: int, seconds: float) -> bool:
     """Wait until one of `events` happens on `descriptor`, or `seconds` have passed; tell which."""
     poll = select.poll()
     poll.register(descriptor, events)
-    return bool(poll.poll(None if seconds > LONGEST else math.ceil(seconds * 1000)))
+    return bool(poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None))

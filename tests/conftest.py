@@ -4,16 +4,15 @@ import functools
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from proxy import Proxy
+from support import debian_15, server_versions
 
 from serverless_pg_kit import Engine
 from serverless_pg_kit.testing import PostgresServer
-
-DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
 MakeEngine = Callable[..., Engine]
 
@@ -26,17 +25,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def debian_15() -> Path:
-    """Return Debian's binaries; without them the test is skipped, in CI it fails."""
-    if not DEBIAN_15.exists():
-        reason = "Debian's PostgreSQL 15 is not installed (apt-get install postgresql)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return DEBIAN_15
-
-
-@pytest.fixture(scope="session", params=[15, 16, 18])
+@pytest.fixture(scope="session", params=server_versions())
 def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     """A server with room for many connections, in each version."""
     bin_dir = debian_15() if request.param == 15 else None
@@ -73,6 +62,13 @@ def engines(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
 def make_engine(engines: MakeEngine, server: PostgresServer) -> MakeEngine:
     """Make engines on ``server``, as its ordinary role."""
     return functools.partial(engines, conninfo=server.dsn)
+
+
+@pytest.fixture
+def proxy(server: PostgresServer) -> Iterator[Proxy]:
+    """A proxy in front of ``server``."""
+    with Proxy(server.host, server.port) as running:
+        yield running
 
 
 @pytest.fixture

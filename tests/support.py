@@ -1,12 +1,28 @@
-"""What several tests need: waiting with a bound, looking at the server, searching errors for secrets."""
+"""What several tests need: waiting with a bound, forking, looking at the server, searching errors for secrets."""
 
 from __future__ import annotations
 
+import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
+
+DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
+
+
+def debian_15() -> Path:
+    """Return Debian's binaries; without them the test is skipped, in CI it fails."""
+    if not DEBIAN_15.is_dir():
+        reason = "Debian's PostgreSQL 15 is not installed (apt-get install postgresql)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return DEBIAN_15
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
@@ -17,6 +33,25 @@ def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def in_child(work: Callable[[], object]) -> None:
+    """Run `work` in a forked child and wait for its end; an exception in it fails the test."""
+    child = os.fork()
+    if child == 0:  # pragma: no cover - the child's coverage is not collected
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def entries(superuser: psycopg.Connection[Any]) -> list[int]:
+    """Return what is in the ledger."""
+    return [entry for (entry,) in superuser.execute("select entry from ledger order by 1")]
 
 
 def sessions(conn: psycopg.Connection[Any], fleet: str) -> list[int]:
@@ -47,3 +82,12 @@ def whole_chain(error: BaseException | None) -> Iterator[str]:
             trace = trace.tb_next
         yield from whole_chain(error.__context__)
         error = error.__cause__
+
+
+def server_versions() -> list[int]:
+    """Return the versions of PostgreSQL to test with: all, or those in the variable TEST_SERVERS (as in "15,18")."""
+    return [int(version) for version in os.environ.get("TEST_SERVERS", "15,16,18").split(",")]
+
+
+NOTICES_DISCARDS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
+"""Whether psycopg itself notices that prepared statements were discarded by SQL: before 3.3 its own next use fails."""

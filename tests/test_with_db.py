@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from support import kill
+from support import entries, kill
 
 from serverless_pg_kit import Engine, TransactionFailed, with_db
 from serverless_pg_kit.aws_lambda import default_engine
@@ -139,11 +139,6 @@ def test_connection_passed_by_the_caller_is_used(engine: Engine) -> None:
     assert engine.stats.connects == 0
 
 
-def rows(superuser: psycopg.Connection[Any]) -> list[int]:
-    """Return what is in the ledger."""
-    return [entry for (entry,) in superuser.execute("select entry from ledger order by 1")]
-
-
 @pytest.mark.parametrize(
     ("result", "kept"),
     [
@@ -167,7 +162,7 @@ def test_result_decides(engine: Engine, superuser: Any, ledger: str, result: Any
         return result
 
     assert handler(EVENT, None) == result
-    assert rows(superuser) == ([1] if kept else [])
+    assert entries(superuser) == ([1] if kept else [])
 
 
 def test_exception_rolls_back(engine: Engine, superuser: Any, ledger: str) -> None:
@@ -180,7 +175,7 @@ def test_exception_rolls_back(engine: Engine, superuser: Any, ledger: str) -> No
 
     with pytest.raises(LookupError, match="mine"):
         handler(EVENT, None)
-    assert rows(superuser) == []
+    assert entries(superuser) == []
 
 
 @pytest.mark.parametrize("status", [400, 409, 500])

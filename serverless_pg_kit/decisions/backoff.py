@@ -19,7 +19,9 @@ UNKNOWN_DELAY = 1.0
 loop could lock an account."""
 
 LAST_CHANCE = 0.05
-"""Seconds kept at least for the last attempt, the one made just before the deadline."""
+LONGEST_CHANCE = 0.5
+"""Seconds kept for the last attempt, the one made just before the deadline: as long as the slowest so far, within these
+bounds. One that hung for seconds must not cost as many of the time that is left."""
 
 
 class Backoff(NamedTuple):
@@ -52,7 +54,7 @@ def next_delay(
     """
     if not may_retry(backoff, failure, attempts):
         return None
-    latest = remaining - max(attempt_seconds, LAST_CHANCE)
+    latest = remaining - min(max(attempt_seconds, LAST_CHANCE), LONGEST_CHANCE)
     if latest <= 0:
         return None
     if failure.kind is FailureKind.UNKNOWN:

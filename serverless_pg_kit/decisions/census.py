@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-FLEET_SHARE = 10
-"""Connections for which one census per `census_ttl` is asked. A larger fleet asks less often by the same factor, so
-that the server answers about as many per second whatever the size of the fleet."""
+FLEET_SHARE = 60
+"""Connections of which each may ask once in an interval. A larger fleet asks less often by the same factor, so that the
+server answers about as many per second whatever the size of the fleet."""
+
+TIGHT_INTERVAL = 1.0
+"""Seconds: the longest interval while room is short. Whoever has a connection is not refused, and learns from nothing
+else that others are."""
 
 
 class Census(NamedTuple):
@@ -15,7 +19,8 @@ class Census(NamedTuple):
     `limit` is what this role may use of the server, reserves deducted. `role_limit` and `database_limit` are the
     limits set by ALTER ROLE and ALTER DATABASE, or ``None``. `used` counts all clients' sessions of the server,
     `role_used` and `database_used` those that count towards the two limits, `fleet_used` and `fleet_idle` those of
-    this role, database and application name. Sessions that are still logging in are not seen: an estimate.
+    this role, database and application name, and `fleet_new` those of them that are younger than a second. Sessions
+    that are still logging in are not seen: an estimate.
     """
 
     limit: int
@@ -26,6 +31,7 @@ class Census(NamedTuple):
     database_used: int
     fleet_used: int
     fleet_idle: int
+    fleet_new: int = 0
 
     @property
     def room(self) -> int:
@@ -59,10 +65,14 @@ def read_census(row: list[int], max_connections: int | None) -> Census:
     )
 
 
-def census_interval(census_ttl: float, fleet_size: int, dice: float) -> float:
-    """Return the seconds until this connection's next census.
+def census_interval(census_ttl: float, census: Census, conn_utilization: float, calm: int, dice: float) -> float:
+    """Return the seconds until the next census of the process that took `census`.
 
-    Grows with the fleet and is spread by a quarter either way (`dice` in [0, 1)), so that containers which started
-    together do not ask together.
+    It is `TIGHT_INTERVAL` while more than `conn_utilization` is in use, or all. After that it doubles with each of the
+    `calm` censuses in a row, up to `census_ttl`: the first may have been taken in a moment's dip. It grows with the
+    fleet and is spread by a quarter either way (`dice` in [0, 1)), so that containers which started together do not
+    ask together.
     """
-    return census_ttl * max(1.0, fleet_size / FLEET_SHARE) * (0.75 + dice / 2)
+    tight = census.utilization > conn_utilization or census.room <= 0
+    interval = min(census_ttl, TIGHT_INTERVAL if tight else TIGHT_INTERVAL * 2.0 ** min(calm, 32))
+    return interval * max(1.0, census.fleet_used / FLEET_SHARE) * (0.75 + dice / 2)

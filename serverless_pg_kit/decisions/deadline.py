@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 
@@ -67,29 +67,63 @@ def open_seconds(*, is_fresh: bool, remaining: float) -> float:
     """
     if is_fresh:
         return remaining or ATTEMPT_SECONDS
-    return min(OPEN_SECONDS, remaining / 2) if remaining else OPEN_SECONDS
-
-
-class ServerTimeouts(NamedTuple):
-    """The time-outs the server enforces for one request, in milliseconds; 0 leaves the session's own value."""
-
-    statement: int = 0
-    idle_in_transaction: int = 0
-    transaction: int = 0
+    return min(OPEN_SECONDS, remaining / 2) if remaining > 0 else OPEN_SECONDS
 
 
 ORPHAN_GRACE = 250
 """Milliseconds by which the outer time-outs exceed the statement's. With equal values PostgreSQL 17 ended a session
 with FATAL 25P04 where the statement's plain 57014 was wanted."""
 
+ORPHAN_CHECK = 500
+"""Milliseconds between two looks of a running statement at whether its client still lives."""
 
-def server_timeouts(remaining: float) -> ServerTimeouts:
-    """Return the time-outs for a request that has `remaining` seconds left (infinite: none).
+LEASE_MARGIN = 1.0
+"""Seconds by which a connection's lease exceeds what is left of the request that it serves."""
+
+LONGEST_TIMEOUT = 2**31 - 1
+"""Milliseconds: what PostgreSQL can hold."""
+
+
+def timeout_names(server_version: int) -> tuple[str, ...]:
+    """Return PostgreSQL's names of the time-outs of a request, in the order of `timeout_values`."""
+    names = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+    return names if server_version >= 170000 else names[:2]
+
+
+def timeout_values(remaining: float, server_version: int) -> tuple[int, ...]:
+    """Return the time-outs, in milliseconds, of a request with `remaining` seconds left.
 
     A statement is cancelled at the deadline, so that the handler gets an error while it can still answer. A
     transaction that idles or goes on beyond it belongs to an invocation that is dead.
     """
-    if math.isinf(remaining):
-        return ServerTimeouts()
-    statement = min(max(1, int(remaining * 1000)), 2**31 - 1 - ORPHAN_GRACE)
-    return ServerTimeouts(statement, statement + ORPHAN_GRACE, statement + ORPHAN_GRACE)
+    statement = milliseconds(remaining)
+    outer = min(statement + ORPHAN_GRACE, LONGEST_TIMEOUT)
+    return (statement, outer, outer) if server_version >= 170000 else (statement, outer)
+
+
+def wanted_timeouts(remaining: float, server_version: int) -> dict[str, int]:
+    """Return `timeout_values` by name; none without a deadline (infinite)."""
+    if remaining == math.inf:
+        return {}
+    return dict(zip(timeout_names(server_version), timeout_values(remaining, server_version), strict=True))
+
+
+def shorter_timeouts(wanted: Mapping[str, int], own: Mapping[str, int]) -> dict[str, int]:
+    """Return those of the `wanted` time-outs that are shorter than the session's `own` (0 or absent: none)."""
+    return {name: value for name, value in wanted.items() if not 0 < own.get(name, 0) <= value}
+
+
+def raised_lease(lease: float, remaining: float) -> int | None:
+    """Return the ``idle_session_timeout`` in milliseconds that a request needs in place of its connection's `lease`.
+
+    A pause between two of its transactions must not end it, so the lease reaches beyond the `remaining` seconds; 0
+    switches it off where there is no deadline. ``None``: the lease of that many seconds is long enough.
+    """
+    if remaining == math.inf:
+        return 0
+    return None if lease >= remaining + LEASE_MARGIN else milliseconds(remaining + LEASE_MARGIN)
+
+
+def milliseconds(seconds: float) -> int:
+    """Return `seconds` as PostgreSQL takes a time-out: at least 1, for 0 would switch it off."""
+    return min(max(1, int(seconds * 1000)), LONGEST_TIMEOUT)

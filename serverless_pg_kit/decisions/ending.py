@@ -21,25 +21,28 @@ class Ending(Enum):
 
 
 def choose_ending(
-    status: TransactionStatus,
-    *,
+    status: int,
     wants_commit: bool,
+    *,
     spoiled: bool,
     tells_failure: bool,
     autocommit: bool,
     closed_by_user: bool,
 ) -> Ending:
-    """Return how to end a request whose connection is in transaction state `status`.
+    """Return how to end a request whose connection is in transaction state `status`
+    (``psycopg.pq.TransactionStatus``).
 
     `wants_commit` is False after an exception or `Scope.fail()`. `spoiled` means that a request which joined this one
     failed and its exception was caught: a commit would keep half of its work. `tells_failure` says that the result
     itself admits a failed transaction (a 4xx answer, or the manual form, whose caller saw the database error), so that
     a silent rollback misleads nobody; of work that was left unfinished it knows nothing.
     """
+    if status == TransactionStatus.INTRANS and not spoiled:
+        return Ending.COMMIT if wants_commit else Ending.ROLLBACK
     if status == TransactionStatus.UNKNOWN:
         believes = wants_commit and not tells_failure
         return Ending.LOST if believes and not (autocommit or closed_by_user) else Ending.DISCARD
-    if status == TransactionStatus.ACTIVE:  # a COPY, a stream or a pipeline left open
+    if status == TransactionStatus.ACTIVE:  # something was left open
         return Ending.LOST if wants_commit else Ending.DISCARD
     if status == TransactionStatus.INERROR or (spoiled and not autocommit):
         return Ending.FAILED if wants_commit and not tells_failure else Ending.ROLLBACK
@@ -48,7 +51,7 @@ def choose_ending(
     return Ending.COMMIT if wants_commit else Ending.ROLLBACK
 
 
-def rollback_reason(status: TransactionStatus, *, spoiled: bool) -> str:
+def rollback_reason(status: int, *, spoiled: bool) -> str:
     """Return in words why a transaction in state `status` is rolled back."""
     if status == TransactionStatus.INERROR:
         return "the transaction had failed"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serverless_pg_kit.decisions.backoff import LAST_CHANCE, UNKNOWN_DELAY, Backoff, next_delay
+from serverless_pg_kit.decisions.backoff import LAST_CHANCE, LONGEST_CHANCE, UNKNOWN_DELAY, Backoff, next_delay
 from serverless_pg_kit.decisions.classify import Failure, FailureKind
 
 CAPACITY = Failure(FailureKind.CAPACITY, "full")
@@ -45,12 +45,12 @@ def test_jitter_is_full() -> None:
 def test_next_attempt_fits_before_the_deadline(
     attempts: int, remaining: float, attempt_seconds: float, dice: float
 ) -> None:
-    """Whatever the numbers, after the delay there is time left for an attempt as slow as the slowest."""
+    """Whatever the numbers, after the delay there is time left for an attempt as slow as the slowest, within bounds."""
     seconds = delay(attempts=attempts, remaining=remaining, attempt_seconds=attempt_seconds, dice=dice)
     if seconds is None:
-        assert remaining <= max(attempt_seconds, LAST_CHANCE)
+        assert remaining <= min(max(attempt_seconds, LAST_CHANCE), LONGEST_CHANCE)
     else:
-        assert 0 <= seconds <= remaining - max(attempt_seconds, LAST_CHANCE)
+        assert 0 <= seconds <= remaining - min(max(attempt_seconds, LAST_CHANCE), LONGEST_CHANCE)
 
 
 def test_long_delay_is_shortened_for_a_last_attempt() -> None:

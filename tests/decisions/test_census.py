@@ -2,17 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from serverless_pg_kit.decisions.census import Census, census_interval, read_census
+from serverless_pg_kit.decisions.census import FLEET_SHARE, TIGHT_INTERVAL, Census, census_interval, read_census
 
-#        max_connections, reserves, role and database limit, used, role, database, fleet, idle
-ROW = [100, 3, 2, -1, -1, 60, 40, 50, 30, 20]
+#        max_connections, reserves, role and database limit, used, role, database, fleet, idle, new
+ROW = [100, 3, 2, -1, -1, 60, 40, 50, 30, 20, 5]
 
 
 def test_reserves_are_deducted() -> None:
     """The ceiling is what this role can use, not what the server was configured for."""
     census = read_census(ROW, None)
     assert (census.limit, census.room) == (95, 35)
-    assert (census.fleet_used, census.fleet_idle) == (30, 20)
+    assert (census.fleet_used, census.fleet_idle, census.fleet_new) == (30, 20, 5)
 
 
 def test_setting_replaces_the_servers_ceiling() -> None:
@@ -36,12 +36,42 @@ def test_limit_of_zero_is_full() -> None:
     assert Census(95, 0, None, 1, 1, 1, 1, 0).utilization == float("inf")
 
 
+def counted(used: int, limit: int = 10_000) -> Census:
+    """Return a census of a server on which only the fleet is."""
+    return Census(limit, None, None, used, used, used, used, 0)
+
+
+def interval(census: Census, census_ttl: float = 6.0, calm: int = 9, dice: float = 0.5) -> float:
+    """Return the interval after `calm` censuses that saw room."""
+    return census_interval(census_ttl, census, 0.8, calm, dice)
+
+
 def test_fleet_of_any_size_asks_equally_often() -> None:
     """The interval grows with the number of connections, so the server's work does not."""
-    per_second = [size / census_interval(6.0, size, dice=0.5) for size in (10, 100, 1000)]
-    assert per_second == pytest.approx([10 / 6] * 3)
+    sizes = (FLEET_SHARE, 10 * FLEET_SHARE, 100 * FLEET_SHARE)
+    assert [size / interval(counted(size)) for size in sizes] == pytest.approx([FLEET_SHARE / 6.0] * 3)
+    full = [size / interval(counted(size, limit=size)) for size in sizes]
+    assert full == pytest.approx([FLEET_SHARE / TIGHT_INTERVAL] * 3)
+
+
+def test_peace_has_to_last_before_it_is_believed() -> None:
+    """The first census on a connection is soon checked; after some that saw room the next may wait."""
+    assert [interval(counted(1), calm=calm) for calm in range(5)] == pytest.approx([1.0, 2.0, 4.0, 6.0, 6.0])
+    assert interval(counted(1), calm=10**6) == pytest.approx(6.0)
+
+
+def test_short_room_is_watched_closely() -> None:
+    """Whoever has a connection learns from the census alone that others have none."""
+    assert interval(counted(9, limit=10)) == pytest.approx(TIGHT_INTERVAL)
+    assert interval(counted(9, limit=10), census_ttl=0.2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("dice", [0.0, 0.999])
+def test_containers_that_started_together_do_not_ask_together(dice: float) -> None:
+    """The interval is spread by a quarter either way."""
+    assert interval(counted(1), dice=dice) == pytest.approx(6.0 * (0.75 + dice / 2))
 
 
 def test_ttl_of_zero_asks_every_time() -> None:
     """0 means 0."""
-    assert census_interval(0.0, 500, dice=0.9) == 0.0
+    assert interval(counted(500), census_ttl=0.0, dice=0.9) == 0.0

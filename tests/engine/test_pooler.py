@@ -16,7 +16,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from support import eventually
 
-from serverless_pg_kit.events import Event, PoolerDetected
+from serverless_pg_kit.events import Event, Leased, PoolerDetected
 from serverless_pg_kit.testing import PostgresServer
 
 CONFIGURATION = """
@@ -85,3 +85,18 @@ def test_nobody_is_counted_or_ended_through_a_pooler(engines: Any, pooler: str) 
     assert (report.decision, report.census, report.killed) == ("kept", None, ())
     with pytest.raises(RuntimeError, match="pooler"):
         engine.census()
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+@pytest.mark.parametrize("reset", [True, False])
+def test_no_lease_is_set_through_a_pooler(engines: Any, pooler: str, reset: bool, autocommit: bool) -> None:
+    """The server connection is not this client's to end, however short the lease: nobody else finds one on it."""
+    events: list[Event] = []
+    engine = engines(conninfo=pooler, lease=0.05, reset=reset, autocommit=autocommit, on_event=events.append)
+    with psycopg.connect(pooler, prepare_threshold=None, autocommit=True) as other:
+        for deadline in (None, 30.0) * 4:
+            with engine.request(deadline=deadline) as conn:
+                assert conn.execute("select 1").fetchone() == (1,)
+            assert other.execute("show idle_session_timeout").fetchone() == ("0",)
+    assert not [event for event in events if isinstance(event, Leased)]
+    assert (engine.stats.connects, engine.stats.expirations) == (1, 0)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
+from support import entries
 
-from serverless_pg_kit import TransactionFailed
+from serverless_pg_kit import Engine, TransactionFailed
+from serverless_pg_kit.events import Event, RolledBack
 from serverless_pg_kit.testing import PostgresServer
-
-
-def entries(superuser: psycopg.Connection[Any]) -> list[int]:
-    """Return what is in the ledger."""
-    return [entry for (entry,) in superuser.execute("select entry from ledger order by 1")]
 
 
 def test_success_commits(make_engine: Any, superuser: Any, ledger: str) -> None:
@@ -141,6 +140,42 @@ def test_failed_transaction_is_told(make_engine: Any) -> None:
         assert conn.execute("select 1").fetchone() == (1,)
 
 
+def catches_a_database_error(engine: Engine) -> None:
+    """A request whose code catches an error and goes on."""
+    with engine.request() as conn, contextlib.suppress(psycopg.Error):
+        conn.execute("select 1/0")
+
+
+def catches_a_joined_failure(engine: Engine) -> None:
+    """A request whose code catches what a request inside it raised."""
+    with engine.request(), contextlib.suppress(ValueError), engine.request():
+        raise ValueError("inner")
+
+
+def raises(engine: Engine) -> None:
+    """A request whose own code fails."""
+    with engine.request():
+        raise ValueError("mine")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (catches_a_database_error, "the transaction had failed"),
+        (catches_a_joined_failure, "a request inside this one failed"),
+        (raises, "the request failed"),
+    ],
+)
+def test_event_tells_why_a_request_was_rolled_back(
+    make_engine: Any, body: Callable[[Engine], None], reason: str
+) -> None:
+    """Who watches the events can tell a request's own failure from one inside it, and from a caught error."""
+    events: list[Event] = []
+    with contextlib.suppress(TransactionFailed, ValueError):
+        body(make_engine(on_event=events.append))
+    assert [event.reason for event in events if isinstance(event, RolledBack)] == [reason]
+
+
 def test_scope_fail_rolls_back_silently(make_engine: Any, superuser: Any, ledger: str) -> None:
     """An adapter that saw a 500 ends the request without an exception."""
     with make_engine().scope() as scope:
@@ -169,6 +204,21 @@ def test_clean_rolls_back_a_failed_transaction_without_a_word(make_engine: Any) 
         engine.connect().execute("select 1/0")
     engine.clean()
     assert engine.stats.rollbacks == 1
+    assert engine.connect().execute("select 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("wrong", ["select 1/0", "select 1"], ids=["database error", "error of its own"])
+def test_clean_tells_that_a_joined_request_failed(make_engine: Any, superuser: Any, ledger: str, wrong: str) -> None:
+    """Whoever ends a request by hand may not know that a request inside it failed: it hears that nothing is kept."""
+    engine = make_engine()
+    engine.connect().execute("insert into ledger values (1)")
+    with contextlib.suppress(psycopg.Error, ValueError), engine.request() as joined:
+        joined.execute("insert into ledger values (2)")
+        joined.execute(wrong)
+        raise ValueError("inner")
+    with pytest.raises(TransactionFailed):
+        engine.clean()
+    assert entries(superuser) == []
     assert engine.connect().execute("select 1").fetchone() == (1,)
 
 
@@ -270,3 +320,15 @@ def test_threads_share_the_engine_but_not_a_connection(make_engine: Any, superus
     assert entries(superuser) == list(range(200))
     assert engine.stats.connects <= 3
     assert (engine.stats.open, engine.stats.in_use) == (engine.stats.connects, 0)
+
+
+def test_autocommit_has_nothing_to_roll_back(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """With autocommit a joined request that fails takes nothing back, and nobody is told that it did."""
+    engine = make_engine(autocommit=True)
+    with engine.request() as conn:
+        with contextlib.suppress(ValueError), engine.request() as joined:
+            joined.execute("insert into ledger values (1)")
+            raise ValueError("inner")
+        conn.execute("insert into ledger values (2)")
+    assert entries(superuser) == [1, 2]
+    assert (engine.stats.rollbacks, engine.stats.connects, engine.stats.open) == (0, 1, 1)

@@ -12,38 +12,21 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
+from support import debian_15, eventually, server_versions
 
 import serverless_pg_kit.testing
 from serverless_pg_kit.testing import PostgresServer, ServerError
 from serverless_pg_kit.testing.binaries import copy_binaries, find_binaries
 from serverless_pg_kit.testing.process import StopMode
 
-DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
-
-
-def debian_15() -> Path:
-    if not DEBIAN_15.is_dir():
-        reason = "Debian's PostgreSQL 15 is not installed (apt-get install postgresql)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return DEBIAN_15
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"did not happen within {seconds:g} s"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -90,7 +73,7 @@ def python_path() -> str:
     return os.pathsep.join(map(str, roots))
 
 
-@pytest.fixture(scope="module", params=[15, 16, 18])
+@pytest.fixture(scope="module", params=server_versions())
 def server_of_module(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
     bin_dir = debian_15() if request.param == 15 else None
     with PostgresServer(request.param, bin_dir=bin_dir) as running:
@@ -209,7 +192,7 @@ def test_a_crash_from_outside_is_noticed(server: PostgresServer) -> None:
     """A postmaster that dies by another hand is seen as not running, and can be started again."""
     os.kill(server.pid, signal.SIGKILL)
 
-    wait_until(lambda: not server.running)
+    assert eventually(lambda: not server.running, seconds=30)
     server.start()
     assert fetch(server.dsn, "select 1") == 1
 
@@ -234,7 +217,7 @@ def test_smart_stop_waits_for_clients(server: PostgresServer) -> None:
     with psycopg.connect(server.dsn, autocommit=True) as client:
         stopping = threading.Thread(target=server.stop, args=("smart",))
         stopping.start()
-        wait_until(lambda: refused(server.dsn))
+        assert eventually(lambda: refused(server.dsn), seconds=30)
         assert client.execute("select 1").fetchone() == (1,)
 
     stopping.join(timeout=30)
@@ -528,7 +511,7 @@ def test_no_orphan_of_a_process_that_ended(end: str) -> None:
     with run_python(STARTS_A_SERVER + end, stderr=subprocess.DEVNULL) as process:
         pid, folder = process.communicate(timeout=60)[0].split()
 
-    wait_until(lambda: not alive(int(pid)) and not Path(folder).exists())
+    assert eventually(lambda: not alive(int(pid)) and not Path(folder).exists(), seconds=30)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -541,7 +524,7 @@ def test_no_orphan_of_a_process_that_was_ended(how: signal.Signals) -> None:
         process.send_signal(how)
         process.wait(timeout=30)
 
-    wait_until(lambda: not alive(int(pid)) and not Path(folder).exists())
+    assert eventually(lambda: not alive(int(pid)) and not Path(folder).exists(), seconds=30)
 
 
 def test_no_orphan_of_a_killed_supervisor(server: PostgresServer) -> None:
@@ -550,7 +533,7 @@ def test_no_orphan_of_a_killed_supervisor(server: PostgresServer) -> None:
 
     os.kill(parent(pid), signal.SIGKILL)
 
-    wait_until(lambda: not alive(pid) and not server.running)
+    assert eventually(lambda: not alive(pid) and not server.running, seconds=30)
     server.start()
     assert fetch(server.dsn, "select 1") == 1
 

@@ -1,0 +1,102 @@
+"""The close exchange: the user's COMMIT, the way back to a clean session, the lease, and now and then a census."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from serverless_pg_kit.decisions.deadline import milliseconds
+from serverless_pg_kit.opening import standing_settings
+from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.statements import Statements
+
+PREPARE_AFTER = 5
+"""Requests that a connection serves before the kit's own statements are prepared on it, like psycopg's
+``prepare_threshold``: it pays only for what is used again and again."""
+
+
+class Closing(NamedTuple):
+    """A close exchange: its message (empty: nothing to send), how many commits it makes, and what it ends with."""
+
+    message: str
+    commits: int = 0
+    census: bool = False
+    prepares: bool = False
+
+
+def plan_close(
+    slot: Slot,
+    statements: Statements,
+    *,
+    commit: bool,
+    reset: bool,
+    lease: float | None,
+    now: float,
+    census: str = "",
+) -> Closing:
+    """Return the close exchange of a connection that goes on, with COMMIT or without.
+
+    `lease` is in seconds, ``None`` sets none. `census` is the statement to end with; empty: none is due. `now` is
+    wall-clock seconds.
+    """
+    extras = [
+        *([statements.prepare(slot.pid)] if reset and slot.direct and wants_prepare(slot) else []),
+        *keep_election(slot, statements, now, reset=reset),
+    ]
+    if census or extras or not reset:
+        return write_close(slot, statements, extras, commit=commit, reset=reset, lease=lease, census=census)
+    key = (commit, lease, slot.prepared)
+    if key not in slot.closings:
+        slot.closings[key] = write_close(slot, statements, extras, commit=commit, reset=reset, lease=lease)
+    return slot.closings[key]
+
+
+def write_close(
+    slot: Slot,
+    statements: Statements,
+    extras: list[str],
+    *,
+    commit: bool,
+    reset: bool,
+    lease: float | None,
+    census: str = "",
+) -> Closing:
+    """Return the close exchange of `plan_close`, with `extras` at the end of the way back."""
+    ending = [statements.close_cursors(), statements.commit()] if commit else []
+    if not slot.direct:
+        return Closing("; ".join(ending), int(commit))
+    cursors = [statements.close_cursors()] if reset and not commit else []
+    tail = [*cursors, way_back(slot, statements, lease, reset=reset), *extras]
+    if census:  # what follows COMMIT is one transaction unless bracketed: an error in the census would undo the reset
+        tail = ["BEGIN", *tail, "COMMIT", census]
+    message = "; ".join(part for part in (*ending, *tail) if part)
+    return Closing(message, commit + bool(census), bool(census), reset and wants_prepare(slot))
+
+
+def way_back(slot: Slot, statements: Statements, lease: float | None, *, reset: bool) -> str:
+    """Return what undoes the request in the session, all of it or, without `reset`, what the open did; may be empty."""
+    is_autocommit = slot.is_autocommit
+    settings = {} if lease is None else {"idle_session_timeout": milliseconds(lease)}
+    if reset:
+        settings |= standing_settings(slot) if is_autocommit else {}
+        return statements.reset(slot.pid, settings, keep_guard=is_autocommit, prepared=slot.prepared)
+    if lease == slot.lease and "idle_session_timeout" not in slot.changed:
+        settings = {}  # it still holds
+    return statements.undo_open(slot.pid, slot.changed, settings, keep_guard=is_autocommit)
+
+
+def keep_election(slot: Slot, statements: Statements, now: float, *, reset: bool) -> list[str]:
+    """Return what a cleaner says at the end of a request: its election holds until the interval is over (`now` is
+    wall-clock seconds), but a `reset` releases the lock; without one it has to give it back."""
+    if slot.elected is None:
+        return []
+    key, until = slot.elected
+    if now < until:
+        return [statements.stay_elected(key)] if reset else []
+    slot.elected = None
+    return [] if reset else [statements.resign(key)]
+
+
+def wants_prepare(slot: Slot) -> bool:
+    """Tell whether the kit's statements should be prepared now: not for users who want no prepared statements."""
+    allowed = slot.baseline.attributes["prepare_threshold"] is not None
+    return allowed and not slot.prepared and slot.lent >= PREPARE_AFTER

@@ -1,0 +1,117 @@
+"""What one process has seen of its server: on this it decides how long its connections may stay idle."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.decisions.census import Census, census_interval
+from serverless_pg_kit.decisions.lease import PATIENCE, REFUSAL_MEMORY, Lease, Standing, choose_lease
+from serverless_pg_kit.settings import Settings
+
+PAUSES = 7
+"""How many of the latest pauses between requests are remembered."""
+
+USUAL_CONNECT = 0.005
+"""Seconds that a connect is taken to last before one was measured."""
+
+NEWEST_SHARE = 0.3
+"""Weight of the latest connect in the average."""
+
+NEVER = float("-inf")
+FOREVER = float("inf")
+
+
+class History:
+    """The latest census, refusal, connects and pauses of one process. Times are wall-clock seconds.
+
+    `census_at` is when the next census is due.
+    """
+
+    def __init__(self, clock: Clock, settings: Settings) -> None:
+        self._clock = clock
+        self._settings = settings
+        self._calm_censuses = 0  # in a row
+        self._calm: Lease | None = None  # the lease while there is room: the same for every connection
+        self.census_at: float = NEVER
+        self._down_until = NEVER
+        self._reap_at = NEVER
+        self._census: Census | None = None
+        self._counted_at = NEVER
+        self._refused_at = NEVER
+        self._connect_seconds = USUAL_CONNECT
+        self._pauses: deque[float] = deque(maxlen=PAUSES)
+        self._released_at = NEVER
+        self._drift = clock.wall() - clock.monotonic()
+
+    def note_census(self, census: Census, dice: float) -> None:
+        """Remember a `census` and when the next one is due, spread by `dice`."""
+        settings = self._settings
+        utilization = settings.conn_utilization
+        self._census, self._counted_at = census, self._clock.wall()
+        was_refused = self._counted_at - self._refused_at <= REFUSAL_MEMORY
+        is_calm = census.utilization <= utilization and census.room > 0 and not was_refused
+        self.census_at = self._counted_at + census_interval(
+            settings.census_ttl, census, utilization, self._calm_censuses, dice
+        )
+        self._calm_censuses = self._calm_censuses + 1 if is_calm else 0
+        self._calm = self._choose(self._counted_at, 0.0) if is_calm else None
+
+    def note_refusal(self) -> None:
+        """Remember that a server without free slots refused this process just now."""
+        self._refused_at = self._clock.wall()
+        self._calm = None
+        self._calm_censuses = 0
+
+    def note_reap(self, interval: float) -> None:
+        """Remember that this process asked for the election of a cleaner; it may again after `interval` seconds."""
+        self._reap_at = self._clock.wall() + interval
+
+    @property
+    def may_reap(self) -> bool:
+        """Whether this process may ask for the election of a cleaner."""
+        return self._clock.wall() >= self._reap_at
+
+    def note_down(self, seconds: float) -> None:
+        """Remember for `seconds` that the server was down for a whole acquisition."""
+        self._down_until = self._clock.wall() + seconds
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the server was down a moment ago, so that it is not waited for again."""
+        return self._clock.wall() < self._down_until
+
+    def note_connect(self, seconds: float) -> None:
+        """Remember how many `seconds` a connect took."""
+        self._connect_seconds += NEWEST_SHARE * (seconds - self._connect_seconds)
+
+    def note_request(self) -> float:
+        """Remember the pause before a request that begins now; return the seconds that the process stood still in it.
+
+        Monotonic time may stop in a freeze, the time of day does not.
+        """
+        wall = self._clock.wall()
+        self._pauses.append(wall - self._released_at)
+        drift = wall - self._clock.monotonic()
+        frozen, self._drift = drift - self._drift, drift
+        return frozen
+
+    def note_release(self, wall: float) -> None:
+        """Remember that a request ended at `wall`."""
+        self._released_at = wall
+
+    def lease(self, born: float, waited: float) -> Lease:
+        """Return the lease of a connection that goes to sleep now: opened at `born`, after `waited` seconds."""
+        return self._calm if self._calm is not None and waited <= PATIENCE else self._choose(born, waited)
+
+    def _choose(self, born: float, waited: float) -> Lease:
+        wall = self._clock.wall()
+        standing = Standing(
+            self._census if self._counted_at >= self._refused_at else None,  # a refusal outdates a census
+            wall - self._refused_at,
+            self._connect_seconds,
+            [pause for pause in self._pauses if pause < FOREVER],
+            wall - born,
+            waited,
+        )
+        return choose_lease(standing, longest=self._settings.lease, conn_utilization=self._settings.conn_utilization)

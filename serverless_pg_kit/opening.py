@@ -1,0 +1,115 @@
+"""The open exchange: what a connection is sent where psycopg would send its BEGIN, and what its answer tells."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from serverless_pg_kit.decisions.deadline import (
+    LEASE_MARGIN,
+    ORPHAN_CHECK,
+    raised_lease,
+    shorter_timeouts,
+    timeout_values,
+    wanted_timeouts,
+)
+from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.statements import Statements, TransactionMode
+
+PING = ";"
+"""An empty statement: its answer proves that the connection lives."""
+
+CHAINING_VERSION = 120000
+"""The first server that commits and begins anew in one statement."""
+
+LEASES_VERSION = 140000
+"""The first server with ``idle_session_timeout`` and ``client_connection_check_interval``."""
+
+
+class Opening(NamedTuple):
+    """An open exchange: its message (empty: nothing needs to be sent) and whether it asks for a census."""
+
+    message: str
+    census: bool = False
+
+
+def plan_open(
+    slot: Slot,
+    statements: Statements,
+    mode: TransactionMode | None,
+    remaining: float,
+    *,
+    reset: bool,
+    ping: bool,
+    census: str = "",
+) -> Opening:
+    """Return the open exchange for a request with `remaining` seconds; notes in `slot` which settings it changes.
+
+    `mode` is that of the user's transaction, ``None`` in autocommit. `census` is the statement to ask a new connection
+    for; empty: none is due. `reset` is the setting. With `ping` something is sent in any case.
+    """
+    if slot.direct and reset and mode is not None:
+        return Opening(usual_open(slot, statements, mode, remaining))
+    begin = "" if mode is None else statements.begin(mode)
+    slot.changed = {} if slot.direct is False else request_settings(slot, remaining, is_autocommit=mode is None)
+    if slot.direct is False or (slot.direct and mode is None and not slot.changed):
+        return Opening(begin or PING * ping)
+    if slot.direct and (reset or not slot.changed.keys() & set(slot.timeout_names)):
+        return Opening(committed(statements.open(slot.pid, standing_settings(slot) | slot.changed), begin, slot))
+    first = statements.first_open(slot.pid, slot.changed, slot.server_version)
+    return Opening(committed("; ".join(filter(None, (census, first))), begin, slot), bool(census))
+
+
+def usual_open(slot: Slot, statements: Statements, mode: TransactionMode, remaining: float) -> str:
+    """Return the open exchange of a connection known to be direct.
+
+    Mostly nothing differs from one request to the next but the values of the time-outs: what stands around them is
+    written once, with ``%d`` in their place, and kept in the slot.
+    """
+    lease = math.inf if slot.lease is None else slot.lease
+    if not slot.own_timeouts and remaining + LEASE_MARGIN <= lease and remaining < math.inf:
+        names, values = slot.timeout_names, timeout_values(remaining, slot.server_version)
+    else:
+        settings = request_settings(slot, remaining, is_autocommit=False)
+        names, values = tuple(settings), tuple(settings.values())
+    key = (names, mode, slot.prepared)
+    if key not in slot.openings:
+        wanted: dict[str, int | str] = {**standing_settings(slot), **dict.fromkeys(names, "%d")}
+        form = statements.prepared_open if slot.prepared else statements.open
+        slot.openings[key] = committed(form(slot.pid, wanted), statements.begin(mode), slot)
+    return slot.openings[key] % values
+
+
+def request_settings(slot: Slot, remaining: float, *, is_autocommit: bool) -> dict[str, int]:
+    """Return the settings, in milliseconds, that the session of `slot` lacks for a request with `remaining` seconds.
+
+    The lease of an autocommit connection is never raised: nothing tells the server when its requests begin.
+    """
+    settings = shorter_timeouts(wanted_timeouts(remaining, slot.server_version), slot.own_timeouts)
+    if slot.lease is not None and not is_autocommit:
+        raised = raised_lease(slot.lease, remaining)
+        if raised is not None:
+            settings["idle_session_timeout"] = raised
+    return settings
+
+
+def standing_settings(slot: Slot) -> dict[str, int]:
+    """Return the settings, in milliseconds, that every request has, whatever its deadline."""
+    has_check = slot.is_linux and slot.server_version >= LEASES_VERSION
+    return {"client_connection_check_interval": ORPHAN_CHECK} if has_check else {}
+
+
+def committed(message: str, begin: str, slot: Slot) -> str:
+    """Return `message` in a small transaction of its own, followed by the user's `begin`, if any."""
+    if begin == "BEGIN" and slot.server_version >= CHAINING_VERSION:
+        return f"BEGIN; {message}; COMMIT AND CHAIN"
+    return f"BEGIN; {message}; COMMIT; {begin}" if begin else f"BEGIN; {message}; COMMIT"
+
+
+def introduce(slot: Slot, row: list[str | None]) -> None:
+    """Learn from the first row of `Statements.first_open` what the server tells of itself and of the session."""
+    pid, linux, *timeouts = row
+    slot.direct = pid == str(slot.pid)
+    slot.is_linux = linux == "t"
+    values = [int(value or 0) for value in timeouts[: len(slot.timeout_names)]]
+    slot.own_timeouts = {name: value for name, value in zip(slot.timeout_names, values, strict=False) if value}
