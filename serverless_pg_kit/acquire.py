@@ -9,7 +9,7 @@ import threading
 from psycopg import OperationalError
 from psycopg.pq import ConnStatus
 
-from serverless_pg_kit.base import EngineBase
+from serverless_pg_kit.acquire_base import AcquiringBase
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
@@ -25,7 +25,7 @@ from serverless_pg_kit.waiting import drive
 from serverless_pg_kit.watch import Watch
 
 
-class Acquiring(EngineBase):
+class Acquiring(AcquiringBase):
     """The part of the sync engine that acquires."""
 
     def _acquire(self, scope: Scope) -> Slot:

@@ -8,7 +8,7 @@ from psycopg import Error, OperationalError, capabilities
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.acquire import Acquiring
-from serverless_pg_kit.base import CLOSE_SECONDS, IDLE
+from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
 from serverless_pg_kit.closing import Closing
 from serverless_pg_kit.commit import ending_problem, outcome_of
 from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
@@ -25,7 +25,7 @@ INTERRUPTED = CleanReport("closed", "interrupted")
 NOTHING_DUE = CleanReport("kept", "no census was due")
 
 
-class Cleaning(Acquiring):
+class Cleaning(Acquiring, CleaningBase):
     """The part of the sync engine that ends requests."""
 
     def _end(self, scope: Scope) -> CleanReport:
@@ -119,10 +119,10 @@ class Cleaning(Acquiring):
         if ending is Ending.COMMIT and outcome_of(answers) is Outcome.REJECTED:
             run(slot.conn, "BEGIN", deadline)  # for the sake of psycopg's rollback: it forgets what was prepared
             self._roll_back(slot, deadline)
-        elif self._lacks_prepared(slot, answers):
-            run(slot.conn, "ROLLBACK" if slot.conn.pgconn.transaction_status != IDLE else "", deadline)
-        else:
+        elif not self._lacks_prepared(slot, answers):
             return closing, answers
+        elif slot.conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            run(slot.conn, "ROLLBACK", deadline)
         closing = self._closing(slot, lease, commit=False)
         return closing, run(slot.conn, closing.message, deadline) if closing.message else Answers()
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from psycopg import Connection, IsolationLevel
 
-from serverless_pg_kit.base import CLOSE_SECONDS
 from serverless_pg_kit.clean import Cleaning
+from serverless_pg_kit.clean_base import CLOSE_SECONDS
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.ending import Ending

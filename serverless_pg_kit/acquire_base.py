@@ -1,0 +1,174 @@
+"""What needs no waiting when a request comes to its connection: shared by both shells."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from psycopg import Connection, Error
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq import abc as pq_abc
+
+from serverless_pg_kit.base import EngineBase
+from serverless_pg_kit.connect import Refusal
+from serverless_pg_kit.conninfo import ConnParams, complete, parameter
+from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
+from serverless_pg_kit.decisions.deadline import Deadline, attempt_seconds, open_seconds
+from serverless_pg_kit.errors import ServerlessPgError
+from serverless_pg_kit.events import (
+    PoolerDetected,
+    Refused,
+)
+from serverless_pg_kit.exchange import Answers, is_alive
+from serverless_pg_kit.opening import Opening, introduce, plan_open
+from serverless_pg_kit.retry import Retry
+from serverless_pg_kit.scope import Scope
+from serverless_pg_kit.session import Baseline, transaction_mode
+from serverless_pg_kit.settings import DEFAULT_FLEET, LONGEST_NAME
+from serverless_pg_kit.slots import Slot
+
+DOWN_SECONDS = 0.5
+"""Longest attempt on one address of a server that was down a moment ago."""
+
+
+class AcquiringBase(EngineBase):
+    """The part of acquiring that waits for nothing."""
+
+    def _retry(self, scope: Scope, started: float) -> Retry:
+        """Return the record of an acquisition for `scope` that began at `started`."""
+        backoff = self._backoff._replace(max_retries=0) if self._history.is_down else self._backoff
+        return Retry(backoff, scope.deadline, self.settings.max_wait, self._clock, started)
+
+    def _parameters(self) -> ConnParams:
+        params = self.settings.parameters(os.environ)
+        fleet = self.settings.application_name
+        if fleet == DEFAULT_FLEET:
+            fleet = params.get("application_name", fleet)
+        function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "")
+        name = f"{fleet}:{function}" if function else fleet
+        return complete(params, name[:LONGEST_NAME], os.environ)
+
+    def _attempt_deadline(self, retry: Retry, params: ConnParams, addresses_left: int) -> Deadline:
+        seconds = attempt_seconds(
+            connect_timeout=int(parameter(params, os.environ, "connect_timeout") or 0),
+            max_wait=self.settings.max_wait,
+            remaining=retry.deadline.remaining(),
+            addresses_left=addresses_left,
+        )
+        return retry.request_deadline.within(min(seconds, DOWN_SECONDS) if self._history.is_down else seconds)
+
+    def _give_up(self, retry: Retry, failure: Failure) -> ServerlessPgError:
+        """Return the error that ends an acquisition; a server that is plainly down is not waited for again soon."""
+        is_spent = retry.waited >= self.settings.max_wait / 2
+        if failure.kind is FailureKind.NETWORK and is_spent and not self._history.is_down:
+            self._history.note_down(self.settings.down_ttl * (0.5 + self._clock.dice()))
+        return retry.error(failure)
+
+    def _understand(self, refusal: Refusal, retry: Retry) -> Failure:
+        rules = self.settings.connect_rules
+        failure = classify(refusal.message, refusal.codes, rules)
+        self._tracing.learn(refusal.message, classify(refusal.message, (), rules).kind is not FailureKind.UNKNOWN)
+        if failure.kind is FailureKind.CAPACITY:
+            self._history.note_refusal()
+        self._announce(Refused(failure.kind.value, failure.message, failure.code, retry.attempts + 1))
+        return failure
+
+    def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
+        """Make a connection of `pgconn` and a slot around it. Closes it if `configure` raises."""
+        conn = self.settings.connection_class(pgconn)
+        try:
+            conn.autocommit = self.settings.autocommit
+            talks = self._configure(conn)
+            slot = self._slot(conn, Baseline(conn))
+        except BaseException:
+            conn.close()
+            raise
+        slot.configures_session = talks
+        return slot
+
+    def _slot(self, conn: Connection[Any], baseline: Baseline) -> Slot:
+        now = self._clock.wall()
+        lifetime = self.settings.max_lifetime
+        slot = Slot(
+            conn,
+            baseline,
+            fleet=(conn.pgconn.parameter_status(b"application_name") or b"").decode().partition(":")[0],
+            born=now,
+            expires=float("inf") if lifetime is None else now + lifetime * (1 - self._clock.dice() / 10),
+            generation=self._slots.generation,
+        )
+        conn.add_notice_handler(slot.hear)
+        baseline.keep_notice_handler(slot.hear)
+        return slot
+
+    def _idle_open_deadline(self, deadline: Deadline, started: float) -> Deadline:
+        left = min(deadline.at - started, self.settings.max_wait)
+        return Deadline(min(deadline.at, started + open_seconds(is_fresh=False, remaining=left)), deadline.now)
+
+    def _fresh_open_deadline(self, retry: Retry) -> Deadline:
+        return retry.request_deadline.within(open_seconds(is_fresh=True, remaining=retry.deadline.remaining()))
+
+    def _is_usable(self, slot: Slot) -> bool:
+        """Tell whether an idle connection may serve a request, as far as can be seen without a round trip.
+
+        One that may not is closed.
+        """
+        now, pgconn = self._clock.wall(), slot.conn.pgconn
+        is_current = now < slot.best_before and slot.generation == self._slots.generation
+        if is_current and is_alive(pgconn) and pgconn.transaction_status == TransactionStatus.IDLE:
+            return True
+        if now >= slot.expires:
+            self._expire(slot, "max_lifetime", now - slot.born)
+        elif now >= slot.best_before:
+            self._expire(slot, "lease", now - slot.idle_since)
+        elif not self._slots.is_current(slot):
+            self._drop(slot, "a connection as old as this one was found dead")
+        elif pgconn.status == ConnStatus.BAD:
+            self._lose(slot, "peek")
+        else:
+            self._drop(slot, "it was used after its request had ended")
+        return False
+
+    def _opening(self, slot: Slot, scope: Scope) -> Opening:
+        conn, settings, mode = slot.conn, self.settings, slot.mode
+        if scope.isolation_level is not None or scope.read_only is not None:
+            mode = transaction_mode(conn, scope.isolation_level, scope.read_only)
+        return plan_open(
+            slot,
+            settings.statements,
+            None if conn.autocommit else mode,
+            scope.deadline.at - scope.deadline.now(),
+            reset=settings.reset,
+            ping=conn.autocommit and slot.lent > 0 and self._idle_seconds(slot) >= settings.check_after,
+            census=self._census_message(slot) if slot.direct is None and self._may_census else "",
+        )
+
+    def _introduce(self, slot: Slot, opening: Opening, answers: Answers) -> None:
+        """Learn from the answer to the first open whether a pooler stands between, and the census."""
+        tables = answers.tables
+        if not tables or not tables[-1]:
+            return
+        introduce(slot, tables[-1][0])
+        if not slot.direct:
+            slot.conn.prepare_threshold = None
+            slot.baseline.attributes["prepare_threshold"] = None
+            self._announce(PoolerDetected(slot.pid))
+        elif opening.census and len(tables) > 1 and tables[0]:
+            slot.census = self._read_census(tables[0][0])
+
+    def _can_do_without(self, slot: Slot, opening: Opening, answers: Answers) -> bool:
+        """Tell whether the open can be sent again without what failed in it: a census, or a prepared statement."""
+        if opening.census and answers.error is not None:
+            self._census_failed(answers.error)
+            return True
+        return self._lacks_prepared(slot, answers)
+
+    def _understand_loss(self, error: Error) -> Failure:
+        """Return the failure that a new connection is which was lost before its first statement.
+
+        A pooler may refuse as late as this, in the answer to the first message.
+        """
+        text = str(error).strip() or "no reason given"
+        failure = classify(text, [error.sqlstate] if error.sqlstate else [], self.settings.connect_rules)
+        kind = failure.kind if failure.kind.retryable else FailureKind.NETWORK
+        return failure._replace(kind=kind, message=f"lost before the first statement: {text}")

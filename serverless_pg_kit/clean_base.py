@@ -1,0 +1,171 @@
+"""What needs no waiting when a request ends: shared by both shells."""
+
+from __future__ import annotations
+
+from psycopg import Error
+from psycopg.pq import TransactionStatus
+
+from serverless_pg_kit.base import EngineBase
+from serverless_pg_kit.closing import Closing, plan_close
+from serverless_pg_kit.commit import ending_problem
+from serverless_pg_kit.decisions.cleaning import Reap, Strategy, plan_reap
+from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.ending import Ending, choose_ending, rollback_reason
+from serverless_pg_kit.decisions.lease import Lease
+from serverless_pg_kit.events import (
+    HeldUnused,
+    Leased,
+    Reaped,
+    RolledBack,
+)
+from serverless_pg_kit.exchange import Answers, is_alive, is_busy
+from serverless_pg_kit.opening import LEASES_VERSION
+from serverless_pg_kit.scope import Scope
+from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.watch import Watch
+
+CLOSE_SECONDS = 1.0
+"""Least time for the end of a request, even past its deadline: a COMMIT that is not waited for is one unknown."""
+
+
+class CleaningBase(EngineBase):
+    """The part of cleaning that waits for nothing."""
+
+    def _ending(self, slot: Slot, scope: Scope) -> Ending:
+        conn = slot.conn
+        pgconn = conn.pgconn
+        status = TransactionStatus.ACTIVE if is_busy(conn) else pgconn.transaction_status
+        ending = choose_ending(
+            status,
+            scope._wants_commit,
+            spoiled=scope._spoiled,
+            tells_failure=scope._tells_failure,
+            autocommit=conn.autocommit,
+            closed_by_user=status == TransactionStatus.UNKNOWN and not conn.broken,
+        )
+        # A COMMIT that was never sent is not an unknown one.
+        return Ending.LOST if ending is Ending.COMMIT and not is_alive(pgconn) else ending
+
+    def _announce_rollback(self, slot: Slot, scope: Scope, ending: Ending) -> None:
+        if ending in (Ending.ROLLBACK, Ending.FAILED):
+            status = slot.conn.pgconn.transaction_status
+            self._announce(RolledBack(slot.pid, rollback_reason(status, spoiled=scope._spoiled)))
+
+    def _strategy(self, slot: Slot) -> Strategy:
+        """Return the strategy: before version 14 there are no leases, there idle sessions are ended instead."""
+        strategy = self.settings.strategy
+        return strategy if strategy != "lease" or slot.server_version >= LEASES_VERSION else "minimum_idle_time"
+
+    def _lease(self, slot: Slot) -> Lease | None:
+        """Return how long `slot` may stay idle after this request, ``None`` where there are no leases."""
+        if not slot.direct or self._strategy(slot) != "lease":
+            return None
+        lease = self._history.lease(slot.born, slot.waited)
+        if slot.elected is None and not slot.is_autocommit:
+            return lease
+        return self._longer_lease(slot, lease)
+
+    def _longer_lease(self, slot: Slot, lease: Lease) -> Lease:
+        """Return the lease of a cleaner, whose session holds the election until its interval is over, or of an
+        autocommit connection, to which no open exchange says when a request begins."""
+        longest = self.settings.lease
+        if slot.is_autocommit:
+            return lease if lease.seconds <= 0 else Lease(longest, "autocommit: it has one lease, in use and idle")
+        left = 0.0 if slot.elected is None else slot.elected[1] - self._clock.wall()
+        return lease._replace(seconds=min(max(lease.seconds, left), longest))
+
+    def _closing(self, slot: Slot, lease: Lease | None, *, commit: bool) -> Closing:
+        """Return the close exchange: an empty message if there is nothing to do."""
+        settings, now = self.settings, self._clock.wall()
+        is_due = slot.direct and now >= self._history.census_at and self._may_census
+        return plan_close(
+            slot,
+            settings.statements,
+            commit=commit,
+            reset=settings.reset,
+            lease=None if lease is None else lease.seconds,
+            now=now,
+            census=self._census_message(slot) if is_due else "",
+        )
+
+    def _read_close(self, slot: Slot, closing: Closing, answers: Answers) -> None:
+        """Take note of the answer to the close exchange. Raises the error in it, unless the census alone failed."""
+        error = answers.error
+        if error is not None and not (closing.census and answers.commits == closing.commits):
+            raise error
+        slot.prepared = slot.prepared or closing.prepares
+        if error is not None:
+            self._census_failed(error)
+        elif closing.census:
+            slot.census = self._read_census(answers.rows[0])
+
+    def _close_failed(self, ending: Ending, answers: Answers, error: Exception) -> None:
+        """Announce that the end of a request failed, unless the caller hears of it anyway."""
+        if ending_problem(ending, answers) is None:
+            self._maintenance_failed("close", error)
+
+    def _reap_order(self, slot: Slot) -> Reap | None:
+        """Return whom to end, by the census of this request; a fleet that elects its cleaner is asked once an interval.
+
+        ``None`` if nobody is to be ended.
+        """
+        settings = self.settings
+        if slot.census is None or not slot.direct:
+            return None
+        order = plan_reap(
+            slot.census,
+            conn_utilization=settings.conn_utilization,
+            strategy=self._strategy(slot),
+            min_idle_time=settings.min_idle_time,
+            max_kills=settings.max_kills,
+            interval=settings.census_ttl,
+        )
+        return None if order is not None and order.interval and not self._history.may_reap else order
+
+    def _is_unsettled(self, slot: Slot, lease: Lease) -> bool:
+        has = slot.lease or 0.0
+        return 0 < lease.seconds < has or (slot.elected is not None and lease.seconds > has)
+
+    def _awake(self, lease: Lease | None) -> Lease | None:
+        """Return `lease`, but long enough for what is still to be done before the connection sleeps."""
+        return None if lease is None else lease._replace(seconds=max(lease.seconds, CLOSE_SECONDS))
+
+    def _read_reap(self, slot: Slot, answers: Answers, interval: float) -> tuple[int, ...]:
+        """Return the pids of those that the reaper ended. If it was an elected one, it stays that for `interval`."""
+        if answers.error is not None:
+            return self._reap_failed(slot, answers.error)
+        killed = tuple(int(pid or 0) for pid, ended, _, _ in answers.rows if ended == "t")
+        if interval and answers.rows and answers.rows[0][3] == "t":
+            term = interval if killed else 0.0  # whoever found nobody need not keep others from looking
+            slot.elected = int(answers.rows[0][2] or 0), self._clock.wall() + term
+        if killed:
+            self._announce(Reaped(killed))
+        return killed
+
+    def _reap_failed(self, slot: Slot, error: Error) -> tuple[int, ...]:
+        """Announce that nobody could be ended, unless this session was ended first: by a cleaner or its own lease."""
+        if not slot.conn.closed:
+            self._maintenance_failed("reap", error)
+        return ()
+
+    def _change_lease(self, slot: Slot, lease: Lease) -> None:
+        slot.lease = lease.seconds
+        if lease.seconds > 0:
+            self._announce.often(Leased, slot.pid, lease.seconds, lease.reason)
+
+    def _release(self, slot: Slot, *, keep: bool) -> None:
+        """Give the place of `slot` to whoever is next in line; it goes to sleep if it is to be kept."""
+        now = self._clock.wall()
+        slot.idle_since, slot.census = now, None
+        slot.best_before = slot.expires if slot.lease is None else min(slot.expires, now + slot.lease)
+        self._history.note_release(now)
+        self._slots.give_back(slot if keep else None)
+
+    def _end_watch(self, slot: Slot, watch: Watch) -> None:
+        watch.end()
+        slot.watch, limit = None, self.settings.hold_warning
+        if limit is not None and watch.longest_pause > limit:
+            self._announce(HeldUnused(slot.pid, watch.longest_pause))
+
+    def _close_deadline(self, deadline: Deadline, now: float) -> Deadline:
+        return Deadline(max(deadline.at, now + CLOSE_SECONDS), deadline.now)
