@@ -66,7 +66,8 @@ class Watch:
         """Do what ``conn.wait`` does. Raises what that raises: ``QueryCanceled`` for a statement cancelled here."""
         self._note_use()
         try:
-            if self._used_at < self._server_does_until or self._deadline.at == math.inf:
+            # What names an interval or a time-out of its own, as `notifies()` does, ends by itself.
+            if args or kwargs or self._used_at < self._server_does_until or self._deadline.at == math.inf:
                 return self._wait(gen, *args, **kwargs)
             return drive(bounded(gen, self._conn.pgconn, self._deadline, self._cancel))
         finally:

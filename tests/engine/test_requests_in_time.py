@@ -528,3 +528,16 @@ def test_line_is_waited_in_for_the_deadline_and_no_longer(make_engine: Any) -> N
             raise AssertionError("not served")
         assert 0.25 < time.monotonic() - started < 0.8
     check_works(engine)
+
+
+def test_waiting_for_notifications_ends_by_its_own_timeout(make_engine: Any) -> None:
+    """Late in a request with a deadline too."""
+    engine = make_engine()
+    with engine.request(deadline=30.0) as conn:
+        conn.execute("listen news")
+        conn.commit()
+        conn.execute("select pg_sleep(0.3)")  # until here the server's time-outs do
+        conn.commit()
+        started = time.monotonic()
+        assert list(conn.notifies(timeout=0.2)) == []
+        assert time.monotonic() - started < 5
