@@ -24,6 +24,9 @@ from serverless_pg_kit.slots import Slot, Waiter
 from serverless_pg_kit.waiting import drive
 from serverless_pg_kit.watch import Watch
 
+LEAST_PATIENCE = 0.25
+"""Seconds of silence that say something about the server: a request with less time left says only that it was late."""
+
 
 class Acquiring(AcquiringBase):
     """The part of the sync engine that acquires."""
@@ -43,7 +46,7 @@ class Acquiring(AcquiringBase):
             self._slots.give_back(None)
             raise
         if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
-            slot.watch = Watch(slot.conn, scope.deadline, self._clock.monotonic)
+            slot.watch = Watch(slot.conn, scope.deadline, self._clock.monotonic, server_helps=bool(slot.direct))
         return slot
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:
@@ -120,7 +123,7 @@ class Acquiring(AcquiringBase):
 
     def _open(self, slot: Slot, scope: Scope, deadline: Deadline) -> Failure | None:
         """Send the open exchange; return how the connection turned out dead, and then nothing of the user's has run."""
-        opening, answers = self._opening(slot, scope), Answers()
+        opening, answers, patience = self._opening(slot, scope), Answers(), deadline.remaining()
         try:
             if opening.message:
                 run(slot.conn, opening.message, deadline, answers)
@@ -128,7 +131,7 @@ class Acquiring(AcquiringBase):
                     answers = self._open_again(slot, scope, opening, answers, deadline)
         except OperationalError as lost:
             self._lose(slot, "open")
-            if isinstance(lost, ExchangeTimeout):
+            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE:
                 self._condemn("a connection as old as this one lost its server in silence")
             return self._understand_loss(answers.error or lost)
         except BaseException:

@@ -110,7 +110,7 @@ class History:
             self._census if self._counted_at >= self._refused_at else None,  # a refusal outdates a census
             wall - self._refused_at,
             self._connect_seconds,
-            [pause for pause in self._pauses if pause < FOREVER],
+            [pause for pause in tuple(self._pauses) if pause < FOREVER],  # a copy: other threads add to it
             wall - born,
             waited,
         )

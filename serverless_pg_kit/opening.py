@@ -72,11 +72,15 @@ def usual_open(slot: Slot, statements: Statements, mode: TransactionMode, remain
     else:
         settings = request_settings(slot, remaining, is_autocommit=False)
         names, values = tuple(settings), tuple(settings.values())
+    if type(statements) is not Statements:  # its words may hold anything, and may compute with the values
+        wanted = {**standing_settings(slot), **dict(zip(names, values, strict=True))}
+        form = statements.prepared_open if slot.prepared else statements.open
+        return committed(form(slot.pid, wanted), statements.begin(mode), slot)
     key = (names, mode, slot.prepared)
     if key not in slot.openings:
-        wanted: dict[str, int | str] = {**standing_settings(slot), **dict.fromkeys(names, "%d")}
+        template: dict[str, int | str] = {**standing_settings(slot), **dict.fromkeys(names, "%d")}
         form = statements.prepared_open if slot.prepared else statements.open
-        slot.openings[key] = committed(form(slot.pid, wanted), statements.begin(mode), slot)
+        slot.openings[key] = committed(form(slot.pid, template), statements.begin(mode), slot)
     return slot.openings[key] % values
 
 

@@ -44,16 +44,19 @@ class Watch:
     """Stands in for the ``wait`` of `conn` during one request that ends at `deadline`. `monotonic` is the clock.
 
     The server's time-out holds for each statement anew: one that begins late in a request would outlive its deadline.
-    The watch cancels it there. It also notes the longest pause between two uses.
+    The watch cancels it there. `server_helps` says that the server has that time-out at all: not behind a pooler. The
+    watch also notes the longest pause between two uses.
     """
 
-    def __init__(self, conn: Connection[Any], deadline: Deadline, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, conn: Connection[Any], deadline: Deadline, monotonic: Callable[[], float], *, server_helps: bool
+    ) -> None:
         self._conn = conn
         self._wait = conn.wait
         self._deadline = deadline
         self._monotonic = monotonic
         self._used_at = monotonic()
-        self._server_does_until = self._used_at + ORPHAN_GRACE / 1000
+        self._server_does_until = self._used_at + (ORPHAN_GRACE / 1000 if server_helps else 0.0)
         self.longest_pause: float = 0.0
         vars(conn)["wait"] = self
 

@@ -286,7 +286,7 @@ def older_server(monkeypatch: pytest.MonkeyPatch) -> None:
             self.server_version = 130000
             self.timeout_names = timeout_names(self.server_version)
 
-    monkeypatch.setattr("serverless_pg_kit.base.Slot", Older)
+    monkeypatch.setattr("serverless_pg_kit.acquire_base.Slot", Older)
 
 
 @pytest.mark.parametrize("reset", [True, False])

@@ -186,3 +186,14 @@ def test_engine_that_is_collected_closes_its_connections(
     assert sessions(superuser, "collected")
     del engine
     assert eventually(lambda: not sessions(superuser, "collected"))
+
+
+def test_request_that_is_late_condemns_nobody(make_engine: Any, proxy: Proxy, server: PostgresServer) -> None:
+    """Whoever has no time left for an answer learns nothing about the server: other idle connections stay."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn), max_wait=5)
+    with engine.request(join=False), engine.request(join=False):
+        pass
+    assert engine.stats.open == 2
+    with pytest.raises(AcquireTimeout), engine.request(deadline=0.0):
+        pass
+    assert engine.stats.open >= 1
