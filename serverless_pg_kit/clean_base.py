@@ -77,7 +77,7 @@ class CleaningBase(EngineBase):
     def _closing(self, slot: Slot, lease: Lease | None, *, commit: bool) -> Closing:
         """Return the close exchange: an empty message if there is nothing to do."""
         settings, now = self.settings, self._clock.wall()
-        is_due = slot.direct and now >= self._history.census_at and self._may_census
+        is_due = slot.direct and (slot.wants_census or (now >= self._history.census_at and self._may_census))
         return plan_close(
             slot,
             settings.statements,
@@ -159,7 +159,8 @@ class CleaningBase(EngineBase):
         slot.idle_since, slot.census = now, None
         slot.best_before = slot.expires if slot.lease is None else min(slot.expires, now + slot.lease)
         self._history.note_release(now)
-        self._slots.give_back(slot if keep else None)
+        if not self._slots.give_back(slot if keep else None) and keep:
+            self._drop(slot, "the engine was closed, or a connection as old as this one found dead")
 
     def _end_watch(self, slot: Slot, watch: Watch) -> None:
         watch.end()

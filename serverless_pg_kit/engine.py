@@ -132,17 +132,18 @@ class Engine(Cleaning):
         Raises what `request` raises, and ``RuntimeError`` if the server cannot tell, as behind a pooler.
         """
         slot = self._acquire(Scope(self, self._deadline(None), None, None))
-        self._history.census_at, slot.census = float("-inf"), None
-        lease = self._lease(slot)
-        if slot.watch is not None:
-            self._end_watch(slot, slot.watch)
+        slot.wants_census, slot.census, lease = True, None, None
         try:
+            if slot.watch is not None:
+                self._end_watch(slot, slot.watch)
+            lease = self._lease(slot)
             self._finish(slot, Ending.ROLLBACK, lease, self._deadline(CLOSE_SECONDS), Answers())
             census = slot.census
         except BaseException:
             self._drop(slot, "the census failed")
             raise
         finally:
+            slot.wants_census = False
             if lease is not None:
                 slot.lease = lease.seconds
             self._release(slot, keep=not slot.conn.closed)

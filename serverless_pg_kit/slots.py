@@ -64,6 +64,7 @@ class Slot:
         self.census: Census | None = None  # taken in the present request
         self.watch: Watch | None = None
         self.configures_session: bool = False
+        self.wants_census: bool = False  # whatever is due
         self.farewell: str | None = None  # SQLSTATE of the server's last word
         # Messages that were written before, by what they depend on.
         self.openings: dict[object, str] = {}
@@ -141,13 +142,16 @@ class Slots:
                 self._line.remove(waiter)
             return not waiter.granted
 
-    def give_back(self, slot: Slot | None) -> None:
-        """End a grant. `slot` is free for the next request; ``None``: its connection is gone."""
+    def give_back(self, slot: Slot | None) -> bool:
+        """End a grant, and tell whether `slot` is free for the next request: not if its generation is over, and then
+        it has to be closed. ``None``: its connection is gone."""
         with self._lock:
             self._taken -= 1
-            if slot is not None:
+            is_kept = slot is not None and slot.generation == self.generation
+            if slot is not None and is_kept:
                 self._idle.append(slot)
             self._serve()
+            return is_kept
 
     def take_idle(self) -> Slot | None:
         """Grant the most recently used idle slot, or ``None`` if there is none; never a new one."""

@@ -262,3 +262,11 @@ def tall_server() -> Iterator[PostgresServer]:
     """A server on which forty connections are few."""
     with PostgresServer(max_connections=100) as running:
         yield running
+
+
+def test_census_on_demand_is_taken_whatever_others_do(make_engine: Any) -> None:
+    """A request of another thread that counts in the same moment does not take its place."""
+    engine = make_engine()
+    engine.census()
+    engine._history.census_at = float("inf")  # as after another's census
+    assert engine.census().used >= 1
