@@ -13,13 +13,13 @@ from serverless_pg_kit.acquire_base import AcquiringBase
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
-from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
 from serverless_pg_kit.errors import AcquireTimeout
 from serverless_pg_kit.events import Connected, Retrying, Reused
-from serverless_pg_kit.exchange import Answers, ExchangeTimeout, run
+from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.retry import Retry
-from serverless_pg_kit.scope import Scope
+from serverless_pg_kit.scope import Work
 from serverless_pg_kit.slots import Slot, Waiter
 from serverless_pg_kit.waiting import drive
 from serverless_pg_kit.watch import Watch
@@ -31,22 +31,24 @@ LEAST_PATIENCE = 0.25
 class Acquiring(AcquiringBase):
     """The part of the sync engine that acquires."""
 
-    def _acquire(self, scope: Scope) -> Slot:
-        self._begin_work()
-        started = self._clock.monotonic()
+    def _acquire(self, scope: Work) -> Slot:
+        started, wall = self._clock.monotonic(), self._clock.wall()
+        self._begin_work(started, wall)
+        if scope.deadline.at <= started:
+            raise AcquireTimeout("the request's deadline was over before it needed a connection", waited=0.0)
         granted, slot = self._slots.take()
         if not granted:
-            slot = self._wait_in_line(self._retry(scope, started))
+            slot, wall = self._wait_in_line(self._retry(scope, started)), self._clock.wall()
         try:
-            if slot is not None and self._is_usable(slot) and self._open_idle(slot, scope, started):
-                self._announce.often(Reused, slot.pid, self._clock.wall() - slot.idle_since)
+            if slot is not None and self._is_usable(slot, wall) and self._open_idle(slot, scope, started):
+                self._announce.often(Reused, slot.pid, wall - slot.idle_since)
             else:
                 slot = self._open_fresh(scope, self._retry(scope, started))
         except BaseException:
             self._slots.give_back(None)
             raise
         if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
-            slot.watch = Watch(slot.conn, scope.deadline, self._clock.monotonic, server_helps=bool(slot.direct))
+            slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
         return slot
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:
@@ -67,13 +69,16 @@ class Acquiring(AcquiringBase):
             )
         return waiter.slot
 
-    def _open_idle(self, slot: Slot, scope: Scope, started: float) -> bool:
-        return self._open(slot, scope, self._idle_open_deadline(scope.deadline, started)) is None
+    def _open_idle(self, slot: Slot, scope: Work, started: float) -> bool:
+        left = min(scope.deadline.at - started, self.settings.max_wait)
+        until = min(scope.deadline.at, started + open_seconds(is_fresh=False, remaining=left))
+        return self._open(slot, scope, Deadline(until, scope.deadline.now), until - started) is None
 
-    def _open_fresh(self, scope: Scope, retry: Retry) -> Slot:
+    def _open_fresh(self, scope: Work, retry: Retry) -> Slot:
         while True:
             slot = self._connect(retry)
-            failure = self._open(slot, scope, self._fresh_open_deadline(retry))
+            deadline = self._fresh_open_deadline(retry)
+            failure = self._open(slot, scope, deadline, deadline.remaining())
             if failure is None:
                 slot.waited = retry.waited
                 self._announce(Connected(slot.pid, retry.waited, retry.attempts))
@@ -121,12 +126,16 @@ class Acquiring(AcquiringBase):
                 break
         return most_telling(failures.values())
 
-    def _open(self, slot: Slot, scope: Scope, deadline: Deadline) -> Failure | None:
-        """Send the open exchange; return how the connection turned out dead, and then nothing of the user's has run."""
-        opening, answers, patience = self._opening(slot, scope), Answers(), deadline.remaining()
+    def _open(self, slot: Slot, scope: Work, deadline: Deadline, patience: float) -> Failure | None:
+        """Send the open exchange; return how the connection turned out dead, and then nothing of the user's has run.
+
+        `patience` is how many seconds it has.
+        """
+        answers = Answers()
         try:
+            opening = self._opening(slot, scope)
             if opening.message:
-                run(slot.conn, opening.message, deadline, answers)
+                slot.line.run(opening.message, deadline, answers)
                 if answers.failed is not None:
                     answers = self._open_again(slot, scope, opening, answers, deadline)
         except OperationalError as lost:
@@ -143,12 +152,12 @@ class Acquiring(AcquiringBase):
             self._introduce(slot, opening, answers)
         return None
 
-    def _open_again(self, slot: Slot, scope: Scope, opening: Opening, answers: Answers, deadline: Deadline) -> Answers:
+    def _open_again(self, slot: Slot, scope: Work, opening: Opening, answers: Answers, deadline: Deadline) -> Answers:
         """Send the open without what failed in it, if it can do without; otherwise return the failed `answers`."""
         if slot.conn.pgconn.status == ConnStatus.BAD or not self._can_do_without(slot, opening, answers):
             return answers
-        run(slot.conn, "ROLLBACK", deadline)
-        return run(slot.conn, self._opening(slot, scope).message, deadline)
+        slot.line.run(b"ROLLBACK", deadline)
+        return slot.line.run(self._opening(slot, scope).message, deadline)
 
     def _open_failed(self, slot: Slot, answers: Answers) -> Failure:
         """Return the failure of a connection that died in its open exchange. Raises the server's error if it lives."""

@@ -19,13 +19,15 @@ from serverless_pg_kit.events import (
     PoolerDetected,
     Refused,
 )
-from serverless_pg_kit.exchange import Answers, is_alive
+from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.opening import Opening, introduce, plan_open
 from serverless_pg_kit.retry import Retry
-from serverless_pg_kit.scope import Scope
+from serverless_pg_kit.scope import Work
 from serverless_pg_kit.session import Baseline, transaction_mode
 from serverless_pg_kit.settings import DEFAULT_FLEET, LONGEST_NAME
 from serverless_pg_kit.slots import Slot
+
+IDLE = int(TransactionStatus.IDLE)
 
 DOWN_SECONDS = 0.5
 """Longest attempt on one address of a server that was down a moment ago."""
@@ -34,7 +36,7 @@ DOWN_SECONDS = 0.5
 class AcquiringBase(EngineBase):
     """The part of acquiring that waits for nothing."""
 
-    def _retry(self, scope: Scope, started: float) -> Retry:
+    def _retry(self, scope: Work, started: float) -> Retry:
         """Return the record of an acquisition for `scope` that began at `started`."""
         backoff = self._backoff._replace(max_retries=0) if self._history.is_down else self._backoff
         return Retry(backoff, scope.deadline, self.settings.max_wait, self._clock, started)
@@ -101,21 +103,16 @@ class AcquiringBase(EngineBase):
         baseline.keep_notice_handler(slot.hear)
         return slot
 
-    def _idle_open_deadline(self, deadline: Deadline, started: float) -> Deadline:
-        left = min(deadline.at - started, self.settings.max_wait)
-        return Deadline(min(deadline.at, started + open_seconds(is_fresh=False, remaining=left)), deadline.now)
-
     def _fresh_open_deadline(self, retry: Retry) -> Deadline:
         return retry.request_deadline.within(open_seconds(is_fresh=True, remaining=retry.deadline.remaining()))
 
-    def _is_usable(self, slot: Slot) -> bool:
+    def _is_usable(self, slot: Slot, now: float) -> bool:
         """Tell whether an idle connection may serve a request, as far as can be seen without a round trip.
 
-        One that may not is closed.
+        One that may not is closed. `now` is the time of day.
         """
-        now, pgconn = self._clock.wall(), slot.conn.pgconn
         is_current = now < slot.best_before and slot.generation == self._slots.generation
-        if is_current and is_alive(pgconn) and pgconn.transaction_status == TransactionStatus.IDLE:
+        if is_current and slot.line.is_alive() and slot.conn.pgconn.transaction_status == IDLE:
             return True
         if now >= slot.expires:
             self._expire(slot, "max_lifetime", now - slot.born)
@@ -123,13 +120,21 @@ class AcquiringBase(EngineBase):
             self._expire(slot, "lease", now - slot.idle_since)
         elif not self._slots.is_current(slot):
             self._drop(slot, "a connection as old as this one was found dead")
-        elif pgconn.status == ConnStatus.BAD:
+        elif slot.conn.pgconn.status == ConnStatus.BAD:
             self._lose(slot, "peek")
         else:
             self._drop(slot, "it was used after its request had ended")
         return False
 
-    def _opening(self, slot: Slot, scope: Scope) -> Opening:
+    def _opening(self, slot: Slot, scope: Work) -> Opening:
+        routine = slot.routine
+        if routine is not None and scope.isolation_level is None and scope.read_only is None:
+            opening = routine.open(scope.deadline.at - scope.deadline.now())
+            if opening is not None:
+                return opening
+        return self._plan_opening(slot, scope)
+
+    def _plan_opening(self, slot: Slot, scope: Work) -> Opening:
         conn, settings, mode = slot.conn, self.settings, slot.mode
         if scope.isolation_level is not None or scope.read_only is not None:
             mode = transaction_mode(conn, scope.isolation_level, scope.read_only)

@@ -107,13 +107,13 @@ class EngineBase:
             raise SettingsError("configure left a transaction open: commit it, or set autocommit first")
         return bool(waits)
 
-    def _begin_work(self) -> None:
-        """Look at what happened since the last request: a fork, a thaw, requests that nobody ended."""
+    def _begin_work(self, monotonic: float, wall: float) -> None:
+        """Look at what happened since the last request: a fork, a thaw, requests that nobody ended. Both are clocks."""
         if self._slots.process != processes.generation:
             self._start_anew()
         if self._forgotten:
             self._reclaim()
-        frozen = self._history.note_request()
+        frozen = self._history.note_request(monotonic, wall)
         if frozen > THAW_SECONDS:
             self._announce(Thawed(frozen))
 
@@ -161,7 +161,7 @@ class EngineBase:
         return True
 
     def _forget_prepared(self, slot: Slot) -> None:
-        slot.prepared, slot.lent = False, 0
+        slot.prepared, slot.lent, slot.routine = False, 0, None
 
     def _lose(self, slot: Slot, seen: str) -> None:
         """Drop a connection that turned out dead."""

@@ -10,14 +10,15 @@ from psycopg.pq import TransactionStatus
 from serverless_pg_kit.acquire import Acquiring
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
 from serverless_pg_kit.closing import Closing
-from serverless_pg_kit.commit import ending_problem, outcome_of
+from serverless_pg_kit.commit import ending_problem, is_committed, outcome_of
 from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
 from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
 from serverless_pg_kit.decisions.ending import Ending, Outcome
 from serverless_pg_kit.decisions.lease import Lease
 from serverless_pg_kit.events import Committed, Yielded
-from serverless_pg_kit.exchange import Answers, roll_back, run
-from serverless_pg_kit.scope import Scope
+from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.routine import Routine
+from serverless_pg_kit.scope import Work
 from serverless_pg_kit.slots import Slot
 
 UNTOUCHED = CleanReport("kept", "the request needed no connection")
@@ -28,7 +29,7 @@ NOTHING_DUE = CleanReport("kept", "no census was due")
 class Cleaning(Acquiring, CleaningBase):
     """The part of the sync engine that ends requests."""
 
-    def _end(self, scope: Scope) -> CleanReport:
+    def _end(self, scope: Work) -> CleanReport:
         if scope.report is not None:
             return scope.report
         with scope._lock:
@@ -42,7 +43,7 @@ class Cleaning(Acquiring, CleaningBase):
                 raise problem
         return scope.report
 
-    def _conclude(self, slot: Slot, scope: Scope) -> tuple[CleanReport, Exception | None]:
+    def _conclude(self, slot: Slot, scope: Work) -> tuple[CleanReport, Exception | None]:
         """Bring the connection of an ended request home, or close it; return what was done and what to raise."""
         answers, report, ending = Answers(), INTERRUPTED, Ending.DISCARD
         started = self._clock.monotonic()
@@ -52,24 +53,26 @@ class Cleaning(Acquiring, CleaningBase):
             ending = self._ending(slot, scope)
             if ending is not Ending.COMMIT:
                 self._announce_rollback(slot, scope, ending)
-            report = self._home(slot, ending, self._close_deadline(scope.deadline, started), answers)
+            deadline = Deadline(max(scope.deadline.at, started + CLOSE_SECONDS), scope.deadline.now)
+            report = self._home(slot, ending, deadline, answers)
         finally:
             try:
                 if report.decision != "kept":
                     self._drop(slot, report.reason)
             finally:
                 self._release(slot, keep=report.decision == "kept")
-        problem = ending_problem(ending, answers)
-        if ending is Ending.COMMIT and problem is None:
+        if ending is Ending.COMMIT and is_committed(answers):
             self._announce.often(Committed, slot.pid, self._clock.monotonic() - started)
-        return report, problem
+            return report, None
+        return report, ending_problem(ending, answers)
 
     def _home(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
         """End the request of `slot`, reset its session and see to room; return what is to become of it."""
-        lease, order = self._lease(slot), self._reap_order(slot)
-        waking = lease if order is None else self._awake(lease)
+        routine = self._usual_routine(slot) if ending is Ending.COMMIT else None
+        lease = self._next_lease(slot) if routine is None else routine.lease
+        waking = lease if routine is not None or self._reap_order(slot) is None else self._awake(lease)
         try:
-            self._finish(slot, ending, waking, deadline, answers)
+            self._finish(slot, ending, waking, deadline, answers, routine)
         except Exception as error:
             self._close_failed(ending, answers, error)
             return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
@@ -78,14 +81,25 @@ class Cleaning(Acquiring, CleaningBase):
         if slot.generation != self._slots.generation:
             return CleanReport("closed", "the engine was closed, or a connection as old as this one found dead")
         slot.lent += 1
+        if routine is not None:
+            return NOTHING_DUE
         if waking is not None and waking.seconds != slot.lease:
             self._change_lease(slot, waking)
+        slot.routine = self._next_routine(slot, lease)
         if slot.census is None and (lease is None or lease.seconds > 0):
             return NOTHING_DUE
         return self._see_to_room(slot, lease, deadline)
 
-    def _finish(self, slot: Slot, ending: Ending, lease: Lease | None, deadline: Deadline, answers: Answers) -> None:
-        """End the transaction and reset the session.
+    def _finish(
+        self,
+        slot: Slot,
+        ending: Ending,
+        lease: Lease | None,
+        deadline: Deadline,
+        answers: Answers,
+        routine: Routine | None = None,
+    ) -> None:
+        """End the transaction and reset the session; `routine` has the message, if that is the usual one.
 
         `answers` receives the results of the message with the COMMIT. Raises whatever leaves the connection unusable.
         """
@@ -94,9 +108,9 @@ class Cleaning(Acquiring, CleaningBase):
                 self._discard(slot)
                 return
             self._roll_back(slot, deadline)
-        closing = self._closing(slot, lease, commit=ending is Ending.COMMIT)
+        closing = self._closing(slot, lease, commit=ending is Ending.COMMIT) if routine is None else routine.closing
         if closing.message:
-            run(slot.conn, closing.message, deadline, answers)
+            slot.line.run(closing.message, deadline, answers)
         if answers.failed is not None:
             closing, answers = self._mend(slot, ending, lease, closing, deadline, answers)
         if answers.failed is not None or closing.census or closing.prepares:
@@ -108,7 +122,7 @@ class Cleaning(Acquiring, CleaningBase):
     def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
         """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""
         discards = bool(getattr(slot.conn._prepared, "_names", True))
-        roll_back(slot.conn, deadline)
+        slot.line.roll_back(deadline)
         if discards:
             self._forget_prepared(slot)
 
@@ -117,14 +131,14 @@ class Cleaning(Acquiring, CleaningBase):
     ) -> tuple[Closing, Answers]:
         """Send again what is left of a close exchange that failed, if that can help; return it and its answers."""
         if ending is Ending.COMMIT and outcome_of(answers) is Outcome.REJECTED:
-            run(slot.conn, "BEGIN", deadline)  # for the sake of psycopg's rollback: it forgets what was prepared
+            slot.line.run(b"BEGIN", deadline)  # for the sake of psycopg's rollback: it forgets what was prepared
             self._roll_back(slot, deadline)
         elif not self._lacks_prepared(slot, answers):
             return closing, answers
         elif slot.conn.pgconn.transaction_status != TransactionStatus.IDLE:
-            run(slot.conn, "ROLLBACK", deadline)
+            slot.line.run(b"ROLLBACK", deadline)
         closing = self._closing(slot, lease, commit=False)
-        return closing, run(slot.conn, closing.message, deadline) if closing.message else Answers()
+        return closing, slot.line.run(closing.message, deadline) if closing.message else Answers()
 
     def _discard(self, slot: Slot) -> None:
         """Close a connection that cannot go on; what it may still be doing on the server is cancelled first."""
@@ -156,7 +170,7 @@ class Cleaning(Acquiring, CleaningBase):
         if lease is not None and not slot.conn.closed and self._is_unsettled(slot, lease):
             [message] = self.settings.statements.assignments({"idle_session_timeout": milliseconds(lease.seconds)})
             try:
-                run(slot.conn, message, deadline.within(CLOSE_SECONDS))
+                slot.line.run(message.encode(), deadline.within(CLOSE_SECONDS))
             except OperationalError:
                 return False
             self._change_lease(slot, lease)
@@ -171,7 +185,7 @@ class Cleaning(Acquiring, CleaningBase):
         message = self.settings.statements.reap(self._fleet(slot), order.min_idle_seconds, order.limit, order.interval)
         answers = Answers()
         try:
-            run(slot.conn, message, deadline.within(CLOSE_SECONDS), answers)
+            slot.line.run(message.encode(), deadline.within(CLOSE_SECONDS), answers)
         except OperationalError as error:
             return self._reap_failed(slot, answers.error or error)
         return self._read_reap(slot, answers, order.interval)

@@ -9,7 +9,6 @@ from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.closing import Closing, plan_close
 from serverless_pg_kit.commit import ending_problem
 from serverless_pg_kit.decisions.cleaning import Reap, Strategy, plan_reap
-from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending, choose_ending, rollback_reason
 from serverless_pg_kit.decisions.lease import Lease
 from serverless_pg_kit.events import (
@@ -18,9 +17,10 @@ from serverless_pg_kit.events import (
     Reaped,
     RolledBack,
 )
-from serverless_pg_kit.exchange import Answers, is_alive, is_busy
+from serverless_pg_kit.exchange import Answers, is_busy
 from serverless_pg_kit.opening import LEASES_VERSION
-from serverless_pg_kit.scope import Scope
+from serverless_pg_kit.routine import Routine, plan_routine
+from serverless_pg_kit.scope import Work
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.watch import Watch
 
@@ -31,7 +31,7 @@ CLOSE_SECONDS = 1.0
 class CleaningBase(EngineBase):
     """The part of cleaning that waits for nothing."""
 
-    def _ending(self, slot: Slot, scope: Scope) -> Ending:
+    def _ending(self, slot: Slot, scope: Work) -> Ending:
         conn = slot.conn
         pgconn = conn.pgconn
         status = TransactionStatus.ACTIVE if is_busy(conn) else pgconn.transaction_status
@@ -44,9 +44,9 @@ class CleaningBase(EngineBase):
             closed_by_user=status == TransactionStatus.UNKNOWN and not conn.broken,
         )
         # A COMMIT that was never sent is not an unknown one.
-        return Ending.LOST if ending is Ending.COMMIT and not is_alive(pgconn) else ending
+        return Ending.LOST if ending is Ending.COMMIT and not slot.line.is_alive() else ending
 
-    def _announce_rollback(self, slot: Slot, scope: Scope, ending: Ending) -> None:
+    def _announce_rollback(self, slot: Slot, scope: Work, ending: Ending) -> None:
         if ending in (Ending.ROLLBACK, Ending.FAILED):
             status = slot.conn.pgconn.transaction_status
             self._announce(RolledBack(slot.pid, rollback_reason(status, spoiled=scope._spoiled)))
@@ -55,6 +55,28 @@ class CleaningBase(EngineBase):
         """Return the strategy: before version 14 there are no leases, there idle sessions are ended instead."""
         strategy = self.settings.strategy
         return strategy if strategy != "lease" or slot.server_version >= LEASES_VERSION else "minimum_idle_time"
+
+    def _usual_routine(self, slot: Slot) -> Routine | None:
+        """Return the routine of `slot`, if it says all that is to be said at the end of this request."""
+        routine, history = slot.routine, self._history
+        if routine is None or slot.census is not None or slot.wants_census or slot.elected is not None:
+            return None
+        holds = routine.lease is None or routine.lease is history.calm
+        return routine if holds and self._clock.wall() < history.census_at else None
+
+    def _next_routine(self, slot: Slot, lease: Lease | None) -> Routine | None:
+        """Return the routine of `slot` from now on: there is one while there is room."""
+        if not self.settings.reset or not (lease is None or lease is self._history.calm):
+            return None
+        return plan_routine(slot, self.settings.statements, lease)
+
+    def _next_lease(self, slot: Slot) -> Lease | None:
+        """Return the lease for the sleep that follows; should the decision fail, COMMIT comes first."""
+        try:
+            return self._lease(slot)
+        except Exception as error:
+            self._maintenance_failed("lease", error)
+            return None
 
     def _lease(self, slot: Slot) -> Lease | None:
         """Return how long `slot` may stay idle after this request, ``None`` where there are no leases."""
@@ -167,6 +189,3 @@ class CleaningBase(EngineBase):
         slot.watch, limit = None, self.settings.hold_warning
         if limit is not None and watch.longest_pause > limit:
             self._announce(HeldUnused(slot.pid, watch.longest_pause))
-
-    def _close_deadline(self, deadline: Deadline, now: float) -> Deadline:
-        return Deadline(max(deadline.at, now + CLOSE_SECONDS), deadline.now)

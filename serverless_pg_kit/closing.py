@@ -17,7 +17,7 @@ PREPARE_AFTER = 5
 class Closing(NamedTuple):
     """A close exchange: its message (empty: nothing to send), how many commits it makes, and what it ends with."""
 
-    message: str
+    message: bytes
     commits: int = 0
     census: bool = False
     prepares: bool = False
@@ -42,12 +42,7 @@ def plan_close(
         *([statements.prepare(slot.pid)] if reset and slot.direct and wants_prepare(slot) else []),
         *keep_election(slot, statements, now, reset=reset),
     ]
-    if census or extras or not reset:
-        return write_close(slot, statements, extras, commit=commit, reset=reset, lease=lease, census=census)
-    key = (commit, lease, slot.prepared)
-    if key not in slot.closings:
-        slot.closings[key] = write_close(slot, statements, extras, commit=commit, reset=reset, lease=lease)
-    return slot.closings[key]
+    return write_close(slot, statements, extras, commit=commit, reset=reset, lease=lease, census=census)
 
 
 def write_close(
@@ -63,13 +58,13 @@ def write_close(
     """Return the close exchange of `plan_close`, with `extras` at the end of the way back."""
     ending = [statements.close_cursors(), statements.commit()] if commit else []
     if not slot.direct:
-        return Closing("; ".join(ending), int(commit))
+        return Closing("; ".join(ending).encode(), int(commit))
     cursors = [statements.close_cursors()] if reset and not commit else []
     tail = [*cursors, way_back(slot, statements, lease, reset=reset), *extras]
     if census:  # what follows COMMIT is one transaction unless bracketed: an error in the census would undo the reset
         tail = ["BEGIN", *tail, "COMMIT", census]
     message = "; ".join(part for part in (*ending, *tail) if part)
-    return Closing(message, commit + bool(census), bool(census), reset and wants_prepare(slot))
+    return Closing(message.encode(), commit + bool(census), bool(census), reset and wants_prepare(slot))
 
 
 def way_back(slot: Slot, statements: Statements, lease: float | None, *, reset: bool) -> str:
@@ -96,7 +91,11 @@ def keep_election(slot: Slot, statements: Statements, now: float, *, reset: bool
     return [] if reset else [statements.resign(key)]
 
 
+def will_prepare(slot: Slot) -> bool:
+    """Tell whether the kit's statements are still to be prepared: never for users who want no prepared statements."""
+    return not slot.prepared and slot.baseline.attributes["prepare_threshold"] is not None
+
+
 def wants_prepare(slot: Slot) -> bool:
-    """Tell whether the kit's statements should be prepared now: not for users who want no prepared statements."""
-    allowed = slot.baseline.attributes["prepare_threshold"] is not None
-    return allowed and not slot.prepared and slot.lent >= PREPARE_AFTER
+    """Tell whether the kit's statements should be prepared now."""
+    return slot.lent >= PREPARE_AFTER and will_prepare(slot)

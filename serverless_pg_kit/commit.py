@@ -23,6 +23,11 @@ def commit_answer(answers: Answers) -> CommitAnswer | None:
     return None
 
 
+def is_committed(answers: Answers) -> bool:
+    """Tell whether the server has answered a COMMIT that is the second statement of its message with its tag."""
+    return len(answers) > 1 and answers[1].command_status == b"COMMIT"
+
+
 def outcome_of(answers: Answers) -> Outcome:
     """Return what is known of the COMMIT in a close message from its `answers`."""
     return commit_outcome(commit_answer(answers))
@@ -47,6 +52,8 @@ def ending_problem(ending: Ending, answers: Answers) -> Exception | None:
 
 def commit_problem(answers: Answers) -> Exception | None:
     """Return the error in the answer to COMMIT, ``None`` if it is committed."""
+    if answers.conn is None:
+        return TransactionFailed("COMMIT was never sent (see the log): nothing of this request is kept")
     answer = commit_answer(answers)
     if answer is COMMITTED:
         return None

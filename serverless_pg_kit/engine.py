@@ -14,9 +14,10 @@ from serverless_pg_kit.clean import Cleaning
 from serverless_pg_kit.clean_base import CLOSE_SECONDS
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.cleaning import CleanReport
+from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
-from serverless_pg_kit.exchange import Answers, is_alive
-from serverless_pg_kit.scope import JoinedScope, Request, Scope
+from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.scope import JoinedRequest, JoinedScope, Request, Scope, Work
 from serverless_pg_kit.settings import Settings
 
 
@@ -30,7 +31,7 @@ class Engine(Cleaning):
 
     def __init__(self, settings: Settings | None = None, /, **names: Any) -> None:
         super().__init__(settings, **names)
-        self._current: ContextVar[Scope | None] = ContextVar("serverless_pg_kit.scope", default=None)
+        self._current: ContextVar[Work | None] = ContextVar("serverless_pg_kit.scope", default=None)
 
     def request(
         self,
@@ -50,7 +51,12 @@ class Engine(Cleaning):
         Raises `AcquireTimeout`, `TooManyConnections`, `ConnectRejected` or `CredentialsRejected` before the block, and
         `TransactionFailed`, `CommitUnknown` or the server's error about COMMIT after it.
         """
-        return Request(self.scope(deadline=deadline, isolation_level=isolation_level, read_only=read_only, join=join))
+        outer = self._current.get()
+        if outer is None or not outer.is_open:
+            return Request(self, self._deadline(deadline), isolation_level, read_only)
+        if join:
+            return JoinedRequest(outer)
+        return Request(self, self._inherited(outer, deadline), isolation_level, read_only)
 
     def scope(
         self,
@@ -69,8 +75,10 @@ class Engine(Cleaning):
             return Scope(self, self._deadline(deadline), isolation_level, read_only)
         if join:
             return JoinedScope(outer)
-        inherited = outer.deadline if deadline is None else self._deadline(deadline)
-        return Scope(self, inherited, isolation_level, read_only)
+        return Scope(self, self._inherited(outer, deadline), isolation_level, read_only)
+
+    def _inherited(self, outer: Work, deadline: float | None) -> Deadline:
+        return outer.deadline if deadline is None else self._deadline(deadline)
 
     @property
     def connection(self) -> Connection[Any]:
@@ -90,7 +98,7 @@ class Engine(Cleaning):
         but one that was begun by hand and lost its connection is taken for forgotten, and a new one begins.
         """
         scope = self._open_scope()
-        if scope is not None and scope.begun_by_hand and not is_alive(scope.connection.pgconn):
+        if scope is not None and scope.begun_by_hand and not self._is_connected(scope):
             self._abort(scope)
             scope = None
         if scope is None:
@@ -156,18 +164,21 @@ class Engine(Cleaning):
         slot = self._slots.take_idle()
         if slot is None:
             return CleanReport("closed", "no connection is open")
-        if not self._is_usable(slot):
+        if not self._is_usable(slot, self._clock.wall()):
             self._slots.give_back(None)
             return CleanReport("closed", "the idle connection was dead or too old")
         report, _ = self._conclude(slot, Scope(self, self._deadline(0), None, None))
         return report
 
-    def _open_scope(self) -> Scope | None:
+    def _open_scope(self) -> Work | None:
         """Return the current request; not one that has ended or is the parent's: tasks and forks inherit those."""
         scope = self._current.get()
         return scope if scope is not None and scope.is_open else None
 
-    def _abort(self, scope: Scope) -> None:
+    def _is_connected(self, scope: Work) -> bool:
+        return scope._slot is not None and scope._slot.line.is_alive()
+
+    def _abort(self, scope: Work) -> None:
         self._current.set(None)
         scope.fail()
         self._end(scope)

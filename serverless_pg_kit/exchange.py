@@ -1,24 +1,14 @@
-"""One bounded message out, its results in.
-
-What needs no waiting is one function, `advance`, for both shells; they differ in how they wait. The deadline is in the
-waiting, because a socket that lost its peer without a word would otherwise be waited for as long as TCP
-likes.
-"""
+"""What one message is answered: its results, taken in without waiting. The shells differ in how they wait for them."""
 
 from __future__ import annotations
 
-import select
-from collections.abc import Callable
 from typing import Any
 
 from psycopg import Connection, OperationalError, errors
-from psycopg.abc import RV, PQGen
-from psycopg.pq import ConnStatus, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
-from psycopg.waiting import Ready, Wait
 
 from serverless_pg_kit.decisions.deadline import Deadline
-from serverless_pg_kit.waiting import Steps, drive, is_ready
 
 
 class ExchangeTimeout(OperationalError):
@@ -60,10 +50,7 @@ class Answers(list[PGresult]):
         ]
 
 
-CONNECTION_OK = int(ConnStatus.OK)
-COMMAND_OK, TUPLES_OK, EMPTY_QUERY, FATAL_ERROR = map(
-    int, (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY, ExecStatus.FATAL_ERROR)
-)
+SUCCESSES = frozenset(map(int, (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY)))
 
 
 def advance(pgconn: PGconn, answers: Answers) -> bool:
@@ -77,73 +64,22 @@ def advance(pgconn: PGconn, answers: Answers) -> bool:
         if result is None:
             return True
         answers.append(result)
-        status = result.status
-        if status == FATAL_ERROR:
-            answers.failed = answers.failed or result
-        elif status not in (COMMAND_OK, TUPLES_OK, EMPTY_QUERY):
-            raise OperationalError("a COPY is in progress on this connection")
+        if result.status not in SUCCESSES:
+            note_failure(result, answers)
     return False
 
 
-def run(conn: Connection[Any], message: str, deadline: Deadline, answers: Answers | None = None) -> Answers:
-    """Send `message` in the simple protocol, holding the lock of `conn`; return the answers, complete.
-
-    They are added to `answers` as they come, if that is given. Raises `ExchangeTimeout` at the deadline and
-    ``psycopg.OperationalError`` if the connection is lost before the server has said anything about the last statement.
-    """
-    if answers is None:
-        answers = Answers()
-    answers.conn, pgconn = conn, conn.pgconn
-    with conn.lock:
-        pgconn.send_query(message.encode())
-        while pgconn.flush():  # the server may have to be listened to before it takes the rest
-            wait(pgconn, select.POLLIN | select.POLLOUT, deadline)
-        wait(pgconn, select.POLLIN, deadline)
-        while not advance(pgconn, answers):
-            wait(pgconn, select.POLLIN, deadline)
-    return answers
-
-
-def wait(pgconn: PGconn, events: int, deadline: Deadline) -> None:
-    """Wait for one of `events` and take in what came. Raises `ExchangeTimeout` if nothing happens before `deadline`."""
-    if not is_ready(pgconn.socket, events, deadline.at - deadline.now()):
-        check(deadline, False)
-    pgconn.consume_input()
+def note_failure(result: PGresult, answers: Answers) -> None:
+    """Remember `result` if it is the first error of `answers`. Raises ``OperationalError`` if it is no error."""
+    if result.status != ExecStatus.FATAL_ERROR:
+        raise OperationalError("a COPY is in progress on this connection")
+    answers.failed = answers.failed or result
 
 
 def check(deadline: Deadline, happened: bool) -> None:
     """Raise `ExchangeTimeout` if nothing happened before `deadline`."""
     if not happened and not deadline.remaining():
         raise ExchangeTimeout("the server did not answer in time")
-
-
-def roll_back(conn: Connection[Any], deadline: Deadline) -> None:
-    """Do what ``conn.rollback()`` does, within `deadline`. Raises `ExchangeTimeout` and what psycopg raises.
-
-    A ROLLBACK behind psycopg's back would leave its cache of prepared statements wrong.
-    """
-    with conn.lock:
-        drive(bounded(conn._rollback_gen(), conn.pgconn, deadline))
-
-
-def bounded(
-    gen: PQGen[RV], pgconn: PGconn, deadline: Deadline, late: Callable[[], Deadline] | None = None
-) -> Steps[RV]:
-    """Translate one of psycopg's own generators, and end it at `deadline`, after calling `late` if it is given: that
-    may help it to an end of its own until the new deadline that it returns."""
-    try:
-        wanted = next(gen)
-        while True:
-            events = (select.POLLIN if wanted & Wait.R else 0) | (select.POLLOUT if wanted & Wait.W else 0)
-            if (yield pgconn.socket, events, deadline.remaining()):
-                wanted = gen.send(Ready(wanted))
-            elif late is not None and not deadline.remaining():
-                deadline, late = late(), None
-            else:
-                check(deadline, False)
-    except StopIteration as done:
-        result: RV = done.value
-        return result
 
 
 def is_busy(conn: Connection[Any]) -> bool:
@@ -156,23 +92,6 @@ def is_busy(conn: Connection[Any]) -> bool:
         or (conn._tpc is not None and not conn._tpc[1])
         or conn.lock.locked()
     )
-
-
-def is_alive(pgconn: PGconn) -> bool:
-    """Look at the socket of an idle connection, without waiting and without a round trip.
-
-    A healthy idle connection has nothing to read but now and then a notice or notification, which is consumed. It
-    takes two reads to see a death: the first swallows the server's farewell. A peer lost in silence is not seen.
-    """
-    poll = select.poll()
-    try:
-        poll.register(pgconn.socket, select.POLLIN)
-        while poll.poll(0):
-            pgconn.consume_input()
-            pgconn.is_busy()  # reads what came: a farewell reaches the notice handlers
-    except OperationalError:
-        return False
-    return pgconn.status == CONNECTION_OK
 
 
 def as_text(value: bytes | None) -> str | None:

@@ -32,7 +32,7 @@ class History:
         self._clock = clock
         self._settings = settings
         self._calm_censuses = 0  # in a row
-        self._calm: Lease | None = None  # the lease while there is room: the same for every connection
+        self.calm: Lease | None = None  # the lease while there is room: the same for every connection
         self.census_at: float = NEVER
         self._down_until = NEVER
         self._reap_at = NEVER
@@ -55,12 +55,12 @@ class History:
             settings.census_ttl, census, utilization, self._calm_censuses, dice
         )
         self._calm_censuses = self._calm_censuses + 1 if is_calm else 0
-        self._calm = self._choose(self._counted_at, 0.0) if is_calm else None
+        self.calm = self._choose(self._counted_at, 0.0) if is_calm else None
 
     def note_refusal(self) -> None:
         """Remember that a server without free slots refused this process just now."""
         self._refused_at = self._clock.wall()
-        self._calm = None
+        self.calm = None
         self._calm_censuses = 0
 
     def note_reap(self, interval: float) -> None:
@@ -85,14 +85,11 @@ class History:
         """Remember how many `seconds` a connect took."""
         self._connect_seconds += NEWEST_SHARE * (seconds - self._connect_seconds)
 
-    def note_request(self) -> float:
-        """Remember the pause before a request that begins now; return the seconds that the process stood still in it.
-
-        Monotonic time may stop in a freeze, the time of day does not.
-        """
-        wall = self._clock.wall()
+    def note_request(self, monotonic: float, wall: float) -> float:
+        """Remember the pause before a request that begins now, by both clocks; return the seconds that the process
+        stood still in it. Monotonic time may stop in a freeze, the time of day does not."""
         self._pauses.append(wall - self._released_at)
-        drift = wall - self._clock.monotonic()
+        drift = wall - monotonic
         frozen, self._drift = drift - self._drift, drift
         return frozen
 
@@ -102,7 +99,7 @@ class History:
 
     def lease(self, born: float, waited: float) -> Lease:
         """Return the lease of a connection that goes to sleep now: opened at `born`, after `waited` seconds."""
-        return self._calm if self._calm is not None and waited <= PATIENCE else self._choose(born, waited)
+        return self.calm if self.calm is not None and waited <= PATIENCE else self._choose(born, waited)
 
     def _choose(self, born: float, waited: float) -> Lease:
         wall = self._clock.wall()

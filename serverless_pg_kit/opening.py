@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from serverless_pg_kit.decisions.deadline import (
-    LEASE_MARGIN,
     ORPHAN_CHECK,
     raised_lease,
     shorter_timeouts,
-    timeout_values,
     wanted_timeouts,
 )
 from serverless_pg_kit.slots import Slot
@@ -29,7 +27,7 @@ LEASES_VERSION = 140000
 class Opening(NamedTuple):
     """An open exchange: its message (empty: nothing needs to be sent) and whether it asks for a census."""
 
-    message: str
+    message: bytes
     census: bool = False
 
 
@@ -49,39 +47,21 @@ def plan_open(
     for; empty: none is due. `reset` is the setting. With `ping` something is sent in any case.
     """
     if slot.direct and reset and mode is not None:
-        return Opening(usual_open(slot, statements, mode, remaining))
+        return Opening(write_open(slot, statements, mode, request_settings(slot, remaining, is_autocommit=False)))
     begin = "" if mode is None else statements.begin(mode)
     slot.changed = {} if slot.direct is False else request_settings(slot, remaining, is_autocommit=mode is None)
     if slot.direct is False or (slot.direct and mode is None and not slot.changed):
-        return Opening(begin or PING * ping)
+        return Opening((begin or PING * ping).encode())
     if slot.direct and (reset or not slot.changed.keys() & set(slot.timeout_names)):
-        return Opening(committed(statements.open(slot.pid, standing_settings(slot) | slot.changed), begin, slot))
+        return Opening(committed(statements.open(slot.pid, {**standing_settings(slot), **slot.changed}), begin, slot))
     first = statements.first_open(slot.pid, slot.changed, slot.server_version)
     return Opening(committed("; ".join(filter(None, (census, first))), begin, slot), bool(census))
 
 
-def usual_open(slot: Slot, statements: Statements, mode: TransactionMode, remaining: float) -> str:
-    """Return the open exchange of a connection known to be direct.
-
-    Mostly nothing differs from one request to the next but the values of the time-outs: what stands around them is
-    written once, with ``%d`` in their place, and kept in the slot.
-    """
-    lease = math.inf if slot.lease is None else slot.lease
-    if not slot.own_timeouts and remaining + LEASE_MARGIN <= lease and remaining < math.inf:
-        names, values = slot.timeout_names, timeout_values(remaining, slot.server_version)
-    else:
-        settings = request_settings(slot, remaining, is_autocommit=False)
-        names, values = tuple(settings), tuple(settings.values())
-    if type(statements) is not Statements:  # its words may hold anything, and may compute with the values
-        wanted = {**standing_settings(slot), **dict(zip(names, values, strict=True))}
-        form = statements.prepared_open if slot.prepared else statements.open
-        return committed(form(slot.pid, wanted), statements.begin(mode), slot)
-    key = (names, mode, slot.prepared)
-    if key not in slot.openings:
-        template: dict[str, int | str] = {**standing_settings(slot), **dict.fromkeys(names, "%d")}
-        form = statements.prepared_open if slot.prepared else statements.open
-        slot.openings[key] = committed(form(slot.pid, template), statements.begin(mode), slot)
-    return slot.openings[key] % values
+def write_open(slot: Slot, statements: Statements, mode: TransactionMode, wanted: Mapping[str, int | str]) -> bytes:
+    """Return the open exchange of a connection known to be direct, for a request that needs the settings `wanted`."""
+    form = statements.prepared_open if slot.prepared else statements.open
+    return committed(form(slot.pid, {**standing_settings(slot), **wanted}), statements.begin(mode), slot)
 
 
 def request_settings(slot: Slot, remaining: float, *, is_autocommit: bool) -> dict[str, int]:
@@ -103,11 +83,11 @@ def standing_settings(slot: Slot) -> dict[str, int]:
     return {"client_connection_check_interval": ORPHAN_CHECK} if has_check else {}
 
 
-def committed(message: str, begin: str, slot: Slot) -> str:
+def committed(message: str, begin: str, slot: Slot) -> bytes:
     """Return `message` in a small transaction of its own, followed by the user's `begin`, if any."""
     if begin == "BEGIN" and slot.server_version >= CHAINING_VERSION:
-        return f"BEGIN; {message}; COMMIT AND CHAIN"
-    return f"BEGIN; {message}; COMMIT; {begin}" if begin else f"BEGIN; {message}; COMMIT"
+        return f"BEGIN; {message}; COMMIT AND CHAIN".encode()
+    return (f"BEGIN; {message}; COMMIT; {begin}" if begin else f"BEGIN; {message}; COMMIT").encode()
 
 
 def introduce(slot: Slot, row: list[str | None]) -> None:

@@ -1,4 +1,7 @@
-"""A request on an engine: it begins without a connection, acquires one at the first touch, and ends as it should."""
+"""A request on an engine: it begins without a connection, acquires one at the first touch, and ends as it should.
+
+`Work` is the request itself; `Scope` and `Request` are the two forms in which users hold it.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ if TYPE_CHECKING:
     from serverless_pg_kit.slots import Slot
 
 
-class Scope:
-    """One request. Made by `Engine.scope`; a context manager that ends it, commits or rolls back, and cleans.
+class Work:
+    """One request, from its begin to its end, which commits or rolls back, and cleans.
 
-    What every adapter stands on. `deadline` is the moment the request has to be done; `report` is what its end did,
-    ``None`` until then; `begun_by_hand` tells those of `Engine.connect`.
+    `deadline` is the moment the request has to be done; `report` is what its end did, ``None`` until then;
+    `begun_by_hand` tells those of `Engine.connect`.
     """
 
     __slots__ = (
@@ -57,7 +60,7 @@ class Scope:
         self._lock = threading.Lock()
         self._process = processes.generation
         self._slot: Slot | None = None
-        self._outer: Scope | None = None
+        self._outer: Work | None = None
         self._wants_commit = True
         self._spoiled = False
         self._tells_failure = False
@@ -112,19 +115,20 @@ class Scope:
         """
         self._spoiled = True
 
-    def __enter__(self) -> Scope:
-        self._outer = self._engine._current.get()
-        self._engine._current.set(self)
-        return self
+    def _begin(self) -> None:
+        current = self._engine._current
+        self._outer = current.get()
+        current.set(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.fail()
+            self._wants_commit = False
         # Stored and not reset by token: the block may end in another context than it began in.
-        if self._engine._current.get() is self:
-            self._engine._current.set(self._outer)
+        current = self._engine._current
+        if current.get() is self:
+            current.set(self._outer)
         self._engine._end(self)
 
     def __del__(self) -> None:
@@ -135,34 +139,39 @@ class Scope:
             self._engine._slots.abandon(self._slot)
 
 
-class Request:
-    """A ``with`` block around a `Scope` that gives its connection, acquired at once."""
+class Scope(Work):
+    """A request in a ``with`` block that gives the request itself. Made by `Engine.scope`; adapters stand on it.
 
-    __slots__ = ("_scope",)
+    It acquires nothing until its `connection` is touched.
+    """
 
-    def __init__(self, scope: Scope) -> None:
-        self._scope = scope
+    __slots__ = ()
+
+    def __enter__(self) -> Scope:
+        self._begin()
+        return self
+
+
+class Request(Work):
+    """A request in a ``with`` block that gives its connection, acquired at once. Made by `Engine.request`."""
+
+    __slots__ = ()
 
     def __enter__(self) -> Connection[Any]:
-        scope = self._scope.__enter__()
+        self._begin()
         try:
-            return scope.connection
+            return self.connection
         except BaseException as error:
-            scope.__exit__(type(error), error, error.__traceback__)
+            self.__exit__(type(error), error, error.__traceback__)
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._scope.__exit__(kind, error, trace)
 
-
-class JoinedScope(Scope):
+class Joined(Work):
     """A request inside another one on the same engine: it uses that one's connection, which also ends it."""
 
     __slots__ = ("_joined",)
 
-    def __init__(self, outer: Scope) -> None:
+    def __init__(self, outer: Work) -> None:
         super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only)
         self._joined = outer
 
@@ -176,11 +185,23 @@ class JoinedScope(Scope):
         """Whether the request that was joined has acquired a connection."""
         return self._joined.has_connection
 
-    def __enter__(self) -> Scope:
-        return self
+    def _begin(self) -> None:
+        """Leave the request that was joined the current one."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None or not self._wants_commit:
             self._joined.spoil()
+
+
+class JoinedScope(Joined, Scope):
+    """A joined `Scope`."""
+
+    __slots__ = ()
+
+
+class JoinedRequest(Joined, Request):
+    """A joined `Request`."""
+
+    __slots__ = ()

@@ -17,11 +17,12 @@ from psycopg.errors import Diagnostic
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.deadline import timeout_names
+from serverless_pg_kit.line import Line
 from serverless_pg_kit.session import Baseline, transaction_mode
 from serverless_pg_kit.statements import TransactionMode
 
 if TYPE_CHECKING:
-    from serverless_pg_kit.closing import Closing
+    from serverless_pg_kit.routine import Routine
     from serverless_pg_kit.watch import Watch
 
 
@@ -40,6 +41,7 @@ class Slot:
         self, conn: Connection[Any], baseline: Baseline, fleet: str, *, born: float, expires: float, generation: int
     ) -> None:
         self.conn = conn
+        self.line = Line(conn)
         self.baseline = baseline
         self.fleet = fleet
         self.born = born
@@ -66,9 +68,7 @@ class Slot:
         self.configures_session: bool = False
         self.wants_census: bool = False  # whatever is due
         self.farewell: str | None = None  # SQLSTATE of the server's last word
-        # Messages that were written before, by what they depend on.
-        self.openings: dict[object, str] = {}
-        self.closings: dict[object, Closing] = {}
+        self.routine: Routine | None = None  # of its next request, if that is an ordinary one
 
     def hear(self, notice: Diagnostic) -> None:
         """Remember the SQLSTATE of a FATAL: to a connection that idles it comes as a notice."""

@@ -7,16 +7,24 @@ is nothing to do: no thread, no timer.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
-from psycopg import Connection
+from psycopg import Connection, OperationalError, capabilities
 from psycopg.abc import RV, PQGen
 
 from serverless_pg_kit.decisions.deadline import ORPHAN_GRACE, Deadline
-from serverless_pg_kit.exchange import bounded
-from serverless_pg_kit.waiting import drive
+
+if TYPE_CHECKING:
+    from serverless_pg_kit.slots import Slot
+
+GRACE = ORPHAN_GRACE / 1000
+"""Seconds after the open in which a statement may begin so that the server's time-out for it comes soon enough."""
+
+PATIENCE = GRACE + 0.05
+"""Seconds after the deadline in which the server's own time-out must have been heard of."""
 
 
 @contextmanager
@@ -36,51 +44,71 @@ def counted_waits(conn: Connection[Any]) -> Iterator[list[None]]:
         del vars(conn)["wait"]
 
 
-CANCEL_SECONDS = 1.0
-"""Time for a cancelled statement to end."""
+CANCEL_SECONDS = 0.25
+"""Time for a cancellation to reach the server, and then again for the cancelled statement to end."""
 
 
 class Watch:
-    """Stands in for the ``wait`` of `conn` during one request that ends at `deadline`. `monotonic` is the clock.
+    """Stands in for the ``wait`` of a connection during one request that ends at `deadline`. `monotonic` is the clock.
 
     The server's time-out holds for each statement anew: one that begins late in a request would outlive its deadline.
-    The watch cancels it there. `server_helps` says that the server has that time-out at all: not behind a pooler. The
-    watch also notes the longest pause between two uses.
+    The watch cancels it there. One that begins in the first moments is left to the server's own time-out, which comes
+    hardly later; a server that says nothing even then is not asked again. Behind a pooler there is no such time-out.
+    The watch also notes the longest pause between two uses.
     """
 
-    def __init__(
-        self, conn: Connection[Any], deadline: Deadline, monotonic: Callable[[], float], *, server_helps: bool
-    ) -> None:
-        self._conn = conn
+    __slots__ = (
+        "_conn",
+        "_deadline",
+        "_line",
+        "_monotonic",
+        "_patience",
+        "_server_helps_until",
+        "_used_at",
+        "_wait",
+        "longest_pause",
+    )
+
+    def __init__(self, slot: Slot, deadline: Deadline, monotonic: Callable[[], float]) -> None:
+        conn = self._conn = slot.conn
+        self._line = slot.line
         self._wait = conn.wait
         self._deadline = deadline
+        self._patience = Deadline(deadline.at + PATIENCE, monotonic)
         self._monotonic = monotonic
-        self._used_at = monotonic()
-        self._server_does_until = self._used_at + (ORPHAN_GRACE / 1000 if server_helps else 0.0)
-        self.longest_pause: float = 0.0
+        self._used_at = now = monotonic()
+        self._server_helps_until = now + GRACE if slot.direct else now
+        self.longest_pause = 0.0
         vars(conn)["wait"] = self
 
     def end(self) -> None:
         """Give ``conn.wait`` back: what follows is the engine's own business."""
-        self._note_use()
+        self.longest_pause = max(self.longest_pause, self._monotonic() - self._used_at)
         vars(self._conn).pop("wait", None)
 
     def __call__(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Do what ``conn.wait`` does. Raises what that raises: ``QueryCanceled`` for a statement cancelled here."""
-        self._note_use()
+        now = self._monotonic()
+        self.longest_pause = max(self.longest_pause, now - self._used_at)
         try:
             # What names an interval or a time-out of its own, as `notifies()` does, ends by itself.
-            if args or kwargs or self._used_at < self._server_does_until or self._deadline.at == math.inf:
+            if args or kwargs or self._deadline.at == math.inf:
                 return self._wait(gen, *args, **kwargs)
-            return drive(bounded(gen, self._conn.pgconn, self._deadline, self._cancel))
+            if now < self._server_helps_until:
+                return self._line.wait(gen, self._patience)
+            return self._line.wait(gen, self._deadline, self._cancel)
         finally:
             self._used_at = self._monotonic()
 
-    def _note_use(self) -> None:
-        now = self._monotonic()
-        self.longest_pause = max(self.longest_pause, now - self._used_at)
-        self._used_at = now
-
     def _cancel(self) -> Deadline:
-        self._conn.cancel_safe(timeout=CANCEL_SECONDS)
+        """Ask the server to cancel what runs; return the deadline for its end.
+
+        Before version 17 libpq can only block while it asks: that is done elsewhere, so that a server which says
+        nothing holds nobody.
+        """
+        if capabilities.has_cancel_safe():
+            with suppress(OperationalError):
+                self._conn.cancel_safe(timeout=CANCEL_SECONDS)
+        else:
+            threading.Thread(target=self._conn.cancel, daemon=True).start()
         return Deadline(self._monotonic() + CANCEL_SECONDS, self._monotonic)

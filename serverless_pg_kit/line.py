@@ -1,0 +1,114 @@
+"""A connection's own end of the line: one bounded message out, its answers in, and a look whether it still lives.
+
+The deadline is in the waiting, because a socket that lost its peer without a word would otherwise be waited for as long
+as TCP likes.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import Callable
+from typing import Any
+
+from psycopg import Connection, OperationalError
+from psycopg.abc import RV, PQGen
+from psycopg.pq import ConnStatus
+from psycopg.waiting import Wait
+
+from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.exchange import Answers, advance, check
+from serverless_pg_kit.waiting import LONGEST, is_ready
+
+CONNECTION_OK = int(ConnStatus.OK)
+READABLE = int(Wait.R)
+EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
+
+
+class Line:
+    """The line to the server of `conn`, watched by one poll object for as long as the connection lives."""
+
+    __slots__ = ("_poll", "conn")
+
+    def __init__(self, conn: Connection[Any]) -> None:
+        self.conn = conn
+        self._poll = select.poll()
+        self._poll.register(conn.pgconn.socket, select.POLLIN)
+
+    def is_alive(self) -> bool:
+        """Look at the socket of an idle connection, without waiting and without a round trip.
+
+        A healthy idle connection has nothing to read but now and then a notice or notification, which is consumed. It
+        takes two reads to see a death: the first swallows the server's farewell. A peer lost in silence is not seen.
+        """
+        pgconn = self.conn.pgconn
+        try:
+            while self._poll.poll(0):
+                pgconn.consume_input()
+                pgconn.is_busy()  # reads what came: a farewell reaches the notice handlers
+        except OperationalError:
+            return False
+        return pgconn.status == CONNECTION_OK
+
+    def run(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
+        """Send `message` in the simple protocol, holding the connection's lock; return the answers, complete.
+
+        They are added to `answers` as they come, if that is given. Raises `ExchangeTimeout` at the deadline and
+        ``psycopg.OperationalError`` if the connection is lost before the server has said anything about the last
+        statement.
+        """
+        conn, poll = self.conn, self._poll
+        pgconn = conn.pgconn
+        if answers is None:
+            answers = Answers()
+        answers.conn = conn
+        with conn.lock:
+            pgconn.send_query(message)
+            while pgconn.flush():  # the server may have to be listened to before it takes the rest
+                self._wait_for_room(deadline)
+            while True:
+                seconds = deadline.at - deadline.now()
+                if not poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None):
+                    check(deadline, False)
+                pgconn.consume_input()
+                if advance(pgconn, answers):
+                    return answers
+
+    def _wait_for_room(self, deadline: Deadline) -> None:
+        pgconn = self.conn.pgconn
+        events = select.POLLIN | select.POLLOUT
+        check(deadline, is_ready(pgconn.socket, events, deadline.remaining()))
+        pgconn.consume_input()
+
+    def roll_back(self, deadline: Deadline) -> None:
+        """Do what ``conn.rollback()`` does, within `deadline`. Raises `ExchangeTimeout` and what psycopg raises.
+
+        A ROLLBACK behind psycopg's back would leave its cache of prepared statements wrong.
+        """
+        with self.conn.lock:
+            self.wait(self.conn._rollback_gen(), deadline)
+
+    def wait(self, gen: PQGen[RV], deadline: Deadline, late: Callable[[], Deadline] | None = None) -> RV:
+        """Do what ``conn.wait`` does with one of psycopg's own generators, until `deadline`.
+
+        Then `late` is called, if it is given: that may help the generator to an end of its own until the new deadline
+        that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
+        """
+        send, poll = gen.send, self._poll
+        try:
+            wanted = next(gen)
+            while True:
+                seconds = deadline.at - deadline.now()
+                if wanted != READABLE:
+                    happened = is_ready(self.conn.pgconn.socket, EVENTS[wanted], seconds)
+                else:
+                    happened = bool(poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None))
+                if happened:
+                    wanted = send(wanted)  # Ready and Wait have the same values
+                elif late is not None and not deadline.remaining():
+                    deadline, late = late(), None
+                else:
+                    check(deadline, False)
+        except StopIteration as done:
+            result: RV = done.value
+            return result

@@ -1,0 +1,59 @@
+"""What the ordinary request says, decided once for all of them, as long as nothing changes.
+
+Most requests on a warm connection are alike: the same transaction, the same lease, no census due. What they send then
+differs in nothing but the values of the time-outs. A `Routine` holds it ready; whatever is out of the ordinary is
+planned anew, by `opening.plan_open` and `closing.plan_close`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from serverless_pg_kit.closing import Closing, will_prepare, write_close
+from serverless_pg_kit.decisions.deadline import LEASE_MARGIN, LONGEST_TIMEOUT, timeout_values
+from serverless_pg_kit.decisions.lease import Lease
+from serverless_pg_kit.opening import Opening, write_open
+from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.statements import Statements
+
+
+class Routine(NamedTuple):
+    """What ordinary requests say on one connection, as long as `lease` (``None``: without one) is what it sleeps under.
+
+    `opening` is for requests without a deadline; `timed_opening`, with ``%d`` in place of each time-out, for those
+    whose deadline is up to `longest` seconds away; `closing` commits.
+    """
+
+    lease: Lease | None
+    opening: Opening
+    timed_opening: bytes
+    longest: float
+    server_version: int
+    closing: Closing
+
+    def open(self, remaining: float) -> Opening | None:
+        """Return the open exchange of a request with `remaining` seconds left, ``None`` if it is no ordinary one."""
+        if remaining <= self.longest:
+            return Opening(self.timed_opening % timeout_values(remaining, self.server_version))
+        return self.opening if remaining == math.inf else None
+
+
+def plan_routine(slot: Slot, statements: Statements, lease: Lease | None) -> Routine | None:
+    """Return the routine of `slot` under `lease`, ``None`` if its requests differ too much from each other.
+
+    For connections that have settled: known to be direct, in use for a while, with time-outs of nobody else's.
+    """
+    has_settled = slot.direct and not (slot.is_autocommit or slot.own_timeouts or will_prepare(slot))
+    if not has_settled or type(statements) is not Statements:  # other words may hold anything, a percent sign too
+        return None
+    seconds = None if lease is None else lease.seconds
+    timed = dict.fromkeys(slot.timeout_names, "%d")
+    return Routine(
+        lease,
+        Opening(write_open(slot, statements, slot.mode, {} if lease is None else {"idle_session_timeout": 0})),
+        write_open(slot, statements, slot.mode, timed),
+        (LONGEST_TIMEOUT / 1000 if seconds is None else seconds) - LEASE_MARGIN,
+        slot.server_version,
+        write_close(slot, statements, [], commit=True, reset=True, lease=seconds),
+    )
