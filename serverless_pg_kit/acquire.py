@@ -133,11 +133,11 @@ class Acquiring(AcquiringBase):
         """
         answers = Answers()
         try:
-            opening = self._opening(slot, scope)
+            opening = self._usual_opening(slot, scope) or self._opening(slot, scope)
             if opening.message:
                 slot.line.run(opening.message, deadline, answers)
-                if answers.failed is not None:
-                    answers = self._open_again(slot, scope, opening, answers, deadline)
+            if answers.failed is not None:
+                answers = self._open_again(slot, scope, opening, answers, deadline)
         except OperationalError as lost:
             self._lose(slot, "open")
             if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE:

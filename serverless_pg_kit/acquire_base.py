@@ -126,15 +126,14 @@ class AcquiringBase(EngineBase):
             self._drop(slot, "it was used after its request had ended")
         return False
 
-    def _opening(self, slot: Slot, scope: Work) -> Opening:
+    def _usual_opening(self, slot: Slot, scope: Work) -> Opening | None:
+        """Return the open exchange of an ordinary request, ``None`` if `scope` or the connection is out of that."""
         routine = slot.routine
-        if routine is not None and scope.isolation_level is None and scope.read_only is None:
-            opening = routine.open(scope.deadline.at - scope.deadline.now())
-            if opening is not None:
-                return opening
-        return self._plan_opening(slot, scope)
+        if routine is None or scope.isolation_level is not None or scope.read_only is not None:
+            return None
+        return routine.open(scope.deadline.at - scope.deadline.now())
 
-    def _plan_opening(self, slot: Slot, scope: Work) -> Opening:
+    def _opening(self, slot: Slot, scope: Work) -> Opening:
         conn, settings, mode = slot.conn, self.settings, slot.mode
         if scope.isolation_level is not None or scope.read_only is not None:
             mode = transaction_mode(conn, scope.isolation_level, scope.read_only)

@@ -72,6 +72,7 @@ class EngineBase:
     def _start(self) -> None:
         self._history = History(self._clock, self.settings)
         self._census_refused_until = 0.0
+        self._no_deadline = deadline_after(None, self._clock.monotonic)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._slots.taken} in use, {self._slots.idle} idle, {self.settings!r}>"
@@ -95,7 +96,7 @@ class EngineBase:
         self._start()
 
     def _deadline(self, seconds: float | None) -> Deadline:
-        return deadline_after(seconds, self._clock.monotonic)
+        return self._no_deadline if seconds is None else deadline_after(seconds, self._clock.monotonic)
 
     def _configure(self, conn: Connection[Any]) -> bool:
         """Let the user configure `conn`; tell whether that talked to the server."""

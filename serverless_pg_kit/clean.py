@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from psycopg import Error, OperationalError, capabilities
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
+from serverless_pg_kit import processes
 from serverless_pg_kit.acquire import Acquiring
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
 from serverless_pg_kit.closing import Closing
@@ -34,8 +35,8 @@ class Cleaning(Acquiring, CleaningBase):
             return scope.report
         with scope._lock:
             slot, scope._slot = scope._slot, None
-            scope_is_ours, scope.report = scope.is_open, UNTOUCHED
-        if slot is not None and not scope_is_ours:
+            scope.report = UNTOUCHED
+        if slot is not None and scope._process != processes.generation:
             self._slots.abandon(slot)
         elif slot is not None:
             scope.report, problem = self._conclude(slot, scope)
@@ -76,7 +77,7 @@ class Cleaning(Acquiring, CleaningBase):
         except Exception as error:
             self._close_failed(ending, answers, error)
             return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
-        if slot.conn.closed:
+        if slot.conn.pgconn.status == ConnStatus.BAD:
             return CleanReport("closed", "it was lost, closed by the request, or busy when that ended")
         if slot.generation != self._slots.generation:
             return CleanReport("closed", "the engine was closed, or a connection as old as this one found dead")

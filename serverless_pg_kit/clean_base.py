@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from psycopg import Error
+from typing import Any
+
+from psycopg import Connection, Error
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.base import EngineBase
@@ -24,6 +26,8 @@ from serverless_pg_kit.scope import Work
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.watch import Watch
 
+INTRANS = int(TransactionStatus.INTRANS)
+
 CLOSE_SECONDS = 1.0
 """Least time for the end of a request, even past its deadline: a COMMIT that is not waited for is one unknown."""
 
@@ -32,10 +36,15 @@ class CleaningBase(EngineBase):
     """The part of cleaning that waits for nothing."""
 
     def _ending(self, slot: Slot, scope: Work) -> Ending:
-        conn = slot.conn
-        pgconn = conn.pgconn
-        status = TransactionStatus.ACTIVE if is_busy(conn) else pgconn.transaction_status
-        ending = choose_ending(
+        ending = self._wanted_ending(slot.conn, scope)
+        # A COMMIT that was never sent is not an unknown one.
+        return Ending.LOST if ending is Ending.COMMIT and not slot.line.is_alive() else ending
+
+    def _wanted_ending(self, conn: Connection[Any], scope: Work) -> Ending:
+        status = TransactionStatus.ACTIVE if is_busy(conn) else conn.pgconn.transaction_status
+        if status == INTRANS and scope._wants_commit and not scope._spoiled:
+            return Ending.COMMIT  # what is to be decided otherwise does not matter here
+        return choose_ending(
             status,
             scope._wants_commit,
             spoiled=scope._spoiled,
@@ -43,8 +52,6 @@ class CleaningBase(EngineBase):
             autocommit=conn.autocommit,
             closed_by_user=status == TransactionStatus.UNKNOWN and not conn.broken,
         )
-        # A COMMIT that was never sent is not an unknown one.
-        return Ending.LOST if ending is Ending.COMMIT and not slot.line.is_alive() else ending
 
     def _announce_rollback(self, slot: Slot, scope: Work, ending: Ending) -> None:
         if ending in (Ending.ROLLBACK, Ending.FAILED):
@@ -180,7 +187,7 @@ class CleaningBase(EngineBase):
         now = self._clock.wall()
         slot.idle_since, slot.census = now, None
         slot.best_before = slot.expires if slot.lease is None else min(slot.expires, now + slot.lease)
-        self._history.note_release(now)
+        self._history.released_at = now
         if not self._slots.give_back(slot if keep else None) and keep:
             self._drop(slot, "the engine was closed, or a connection as old as this one found dead")
 

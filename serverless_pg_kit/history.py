@@ -25,14 +25,15 @@ FOREVER = float("inf")
 class History:
     """The latest census, refusal, connects and pauses of one process. Times are wall-clock seconds.
 
-    `census_at` is when the next census is due.
+    `census_at` is when the next census is due, `released_at` when the latest request ended, `calm` the lease while
+    there is room: the same for every connection.
     """
 
     def __init__(self, clock: Clock, settings: Settings) -> None:
         self._clock = clock
         self._settings = settings
         self._calm_censuses = 0  # in a row
-        self.calm: Lease | None = None  # the lease while there is room: the same for every connection
+        self.calm: Lease | None = None
         self.census_at: float = NEVER
         self._down_until = NEVER
         self._reap_at = NEVER
@@ -41,7 +42,7 @@ class History:
         self._refused_at = NEVER
         self._connect_seconds = USUAL_CONNECT
         self._pauses: deque[float] = deque(maxlen=PAUSES)
-        self._released_at = NEVER
+        self.released_at: float = NEVER
         self._drift = clock.wall() - clock.monotonic()
 
     def note_census(self, census: Census, dice: float) -> None:
@@ -88,14 +89,10 @@ class History:
     def note_request(self, monotonic: float, wall: float) -> float:
         """Remember the pause before a request that begins now, by both clocks; return the seconds that the process
         stood still in it. Monotonic time may stop in a freeze, the time of day does not."""
-        self._pauses.append(wall - self._released_at)
+        self._pauses.append(wall - self.released_at)
         drift = wall - monotonic
         frozen, self._drift = drift - self._drift, drift
         return frozen
-
-    def note_release(self, wall: float) -> None:
-        """Remember that a request ended at `wall`."""
-        self._released_at = wall
 
     def lease(self, born: float, waited: float) -> Lease:
         """Return the lease of a connection that goes to sleep now: opened at `born`, after `waited` seconds."""

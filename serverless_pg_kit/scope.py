@@ -160,7 +160,8 @@ class Request(Work):
     def __enter__(self) -> Connection[Any]:
         self._begin()
         try:
-            return self.connection
+            self._slot = slot = self._engine._acquire(self)
+            return slot.conn
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -205,3 +206,6 @@ class JoinedRequest(Joined, Request):
     """A joined `Request`."""
 
     __slots__ = ()
+
+    def __enter__(self) -> Connection[Any]:
+        return self._joined.connection

@@ -150,7 +150,8 @@ class Slots:
             is_kept = slot is not None and slot.generation == self.generation
             if slot is not None and is_kept:
                 self._idle.append(slot)
-            self._serve()
+            if self._line:
+                self._serve()
             return is_kept
 
     def take_idle(self) -> Slot | None:

@@ -62,7 +62,6 @@ class Watch:
         "_deadline",
         "_line",
         "_monotonic",
-        "_patience",
         "_server_helps_until",
         "_used_at",
         "_wait",
@@ -74,7 +73,6 @@ class Watch:
         self._line = slot.line
         self._wait = conn.wait
         self._deadline = deadline
-        self._patience = Deadline(deadline.at + PATIENCE, monotonic)
         self._monotonic = monotonic
         self._used_at = now = monotonic()
         self._server_helps_until = now + GRACE if slot.direct else now
@@ -95,7 +93,7 @@ class Watch:
             if args or kwargs or self._deadline.at == math.inf:
                 return self._wait(gen, *args, **kwargs)
             if now < self._server_helps_until:
-                return self._line.wait(gen, self._patience)
+                return self._line.wait(gen, Deadline(self._deadline.at + PATIENCE, self._monotonic))
             return self._line.wait(gen, self._deadline, self._cancel)
         finally:
             self._used_at = self._monotonic()

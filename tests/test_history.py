@@ -51,7 +51,7 @@ def serve(history: History, hands: Hands, pause: float) -> None:
     """Let a request come after `pause` seconds, and end at once."""
     hands.move(pause)
     history.note_request(hands.monotonic, hands.wall)
-    history.note_release(hands.wall)
+    history.released_at = hands.wall
 
 
 def seconds(history: History, hands: Hands, age: float = 0.0, waited: float = 0.0) -> float:
@@ -227,7 +227,7 @@ def test_pause_ends_where_the_request_begins(history: History, hands: Hands) -> 
         hands.move(0.001)
         history.note_request(hands.monotonic, hands.wall)
         hands.move(60.0)
-        history.note_release(hands.wall)
+        history.released_at = hands.wall
     assert seconds(history, hands) == USUAL_CONNECT
 
 

@@ -96,7 +96,7 @@ def timeout_values(remaining: float, server_version: int) -> tuple[int, ...]:
     A statement is cancelled at the deadline, so that the handler gets an error while it can still answer. A
     transaction that idles or goes on beyond it belongs to an invocation that is dead.
     """
-    statement = milliseconds(remaining)
+    statement = min(max(1, int(remaining * 1000)), LONGEST_TIMEOUT)
     outer = min(statement + ORPHAN_GRACE, LONGEST_TIMEOUT)
     return (statement, outer, outer) if server_version >= 170000 else (statement, outer)
 
