@@ -6,7 +6,9 @@ throw-away server for tests.
 
 from __future__ import annotations
 
-from serverless_pg_kit.aws_lambda import default_engine, with_db
+from typing import TYPE_CHECKING, Any
+
+from serverless_pg_kit.aws_lambda import default_async_engine, default_engine, with_db
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.classify import FailureKind, Rule
 from serverless_pg_kit.decisions.cleaning import CleanReport
@@ -27,8 +29,12 @@ from serverless_pg_kit.statements import Statements
 
 __version__ = "0.1.0.dev0"
 
+if TYPE_CHECKING:
+    from serverless_pg_kit.aio.engine import AsyncEngine
+
 __all__ = [
     "AcquireTimeout",
+    "AsyncEngine",
     "Census",
     "CleanReport",
     "CommitUnknown",
@@ -44,6 +50,17 @@ __all__ = [
     "Statements",
     "TooManyConnections",
     "TransactionFailed",
+    "default_async_engine",
     "default_engine",
     "with_db",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the async shell when it is first asked for: most functions never need it."""
+    if name != "AsyncEngine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from serverless_pg_kit.aio.engine import AsyncEngine
+
+    globals()[name] = AsyncEngine
+    return AsyncEngine

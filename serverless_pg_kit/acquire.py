@@ -1,27 +1,32 @@
+# Written by .ci/make_sync.py from aio/acquire.py: edit that, and run it.
 """How a request comes to its connection: wait in line, look at what is there, connect if need be, open."""
 
 from __future__ import annotations
 
 import math
 import os
-import threading
+from collections.abc import Callable
+from typing import Any
 
-from psycopg import OperationalError
-from psycopg.pq import ConnStatus
+from psycopg import Connection, OperationalError
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
 from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
-from serverless_pg_kit.errors import AcquireTimeout
+from serverless_pg_kit.errors import AcquireTimeout, SettingsError
 from serverless_pg_kit.events import Connected, Retrying, Reused
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
+from serverless_pg_kit.line import Line
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope import Work
+from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
 from serverless_pg_kit.slots import Slot, Waiter
-from serverless_pg_kit.waiting import drive
+from serverless_pg_kit.waiting import Bell, completed, drive, elsewhere, pause
 from serverless_pg_kit.watch import Watch
 
 LEAST_PATIENCE = 0.25
@@ -29,7 +34,10 @@ LEAST_PATIENCE = 0.25
 
 
 class Acquiring(AcquiringBase):
-    """The part of the sync engine that acquires."""
+    """The part of the engine that acquires."""
+
+    _connection_class = Connection
+    _line_class = Line
 
     def _acquire(self, scope: Work) -> Slot:
         started, wall = self._clock.monotonic(), self._clock.wall()
@@ -52,11 +60,11 @@ class Acquiring(AcquiringBase):
         return slot
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:
-        event = threading.Event()
-        waiter = Waiter(event.set)
+        bell = Bell()
+        waiter = Waiter(bell.ring)
         try:
             if not self._slots.ask(waiter):
-                event.wait(min(retry.deadline.remaining(), threading.TIMEOUT_MAX))
+                bell.wait(retry.deadline.remaining())
         except BaseException:
             if not self._slots.withdraw(waiter):
                 self._slots.give_back(waiter.slot)
@@ -97,18 +105,21 @@ class Acquiring(AcquiringBase):
         if delay is None:
             raise self._give_up(retry, failure)
         self._announce(Retrying(delay, retry.attempts))
-        self._clock.sleep(delay)
+        pause(self._clock, delay)
 
     def _attempt(self, retry: Retry) -> Slot | Failure:
         """Try each address once; of one host's addresses the next only if the network failed."""
         started = self._clock.monotonic()
         params = self._parameters()
-        outcome = self._try_addresses(resolve(params, os.environ, self._clock.dice), params, retry)
+        outcome = self._try_addresses(self._resolve(params), params, retry)
         seconds = self._clock.monotonic() - started
         retry.note(seconds)
         if isinstance(outcome, Slot):
             self._history.note_connect(seconds)
         return outcome
+
+    def _resolve(self, params: ConnParams) -> list[Address] | Refusal:
+        return elsewhere(resolve, params, os.environ, self._clock.dice)
 
     def _try_addresses(self, addresses: list[Address] | Refusal, params: ConnParams, retry: Retry) -> Slot | Failure:
         if isinstance(addresses, Refusal):
@@ -125,6 +136,29 @@ class Acquiring(AcquiringBase):
             if not failures[address.host].kind.retryable:
                 break
         return most_telling(failures.values())
+
+    def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
+        """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""
+        conn = self._connection(pgconn)
+        try:
+            talks = self._configure(conn)
+            slot = self._slot(conn, Baseline(conn))
+        except BaseException:
+            Line(conn).close()
+            raise
+        slot.configures_session = talks
+        return slot
+
+    def _configure(self, conn: AnyConnection) -> bool:
+        """Let the user configure `conn`; tell whether that talked to the server."""
+        configure: Callable[[Any], object] | None = self.settings.configure
+        if configure is None:
+            return False
+        with counted_waits(conn) as waits:
+            completed(configure(conn))
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            raise SettingsError("configure left a transaction open: commit it, or set autocommit first")
+        return bool(waits)
 
     def _open(self, slot: Slot, scope: Work, deadline: Deadline, patience: float) -> Failure | None:
         """Send the open exchange; return how the connection turned out dead, and then nothing of the user's has run.
@@ -157,7 +191,8 @@ class Acquiring(AcquiringBase):
         if slot.conn.pgconn.status == ConnStatus.BAD or not self._can_do_without(slot, opening, answers):
             return answers
         slot.line.run(b"ROLLBACK", deadline)
-        return slot.line.run(self._opening(slot, scope).message, deadline)
+        again: Answers = slot.line.run(self._opening(slot, scope).message, deadline)
+        return again
 
     def _open_failed(self, slot: Slot, answers: Answers) -> Failure:
         """Return the failure of a connection that died in its open exchange. Raises the server's error if it lives."""

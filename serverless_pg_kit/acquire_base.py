@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-from psycopg import Connection, Error
+from psycopg import Error
 from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
@@ -22,8 +21,8 @@ from serverless_pg_kit.events import (
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.opening import Opening, introduce, plan_open
 from serverless_pg_kit.retry import Retry
-from serverless_pg_kit.scope import Work
-from serverless_pg_kit.session import Baseline, transaction_mode
+from serverless_pg_kit.scope_base import WorkBase
+from serverless_pg_kit.session import AnyConnection, Baseline, assign, transaction_mode
 from serverless_pg_kit.settings import DEFAULT_FLEET, LONGEST_NAME
 from serverless_pg_kit.slots import Slot
 
@@ -36,7 +35,7 @@ DOWN_SECONDS = 0.5
 class AcquiringBase(EngineBase):
     """The part of acquiring that waits for nothing."""
 
-    def _retry(self, scope: Work, started: float) -> Retry:
+    def _retry(self, scope: WorkBase, started: float) -> Retry:
         """Return the record of an acquisition for `scope` that began at `started`."""
         backoff = self._backoff._replace(max_retries=0) if self._history.is_down else self._backoff
         return Retry(backoff, scope.deadline, self.settings.max_wait, self._clock, started)
@@ -75,24 +74,18 @@ class AcquiringBase(EngineBase):
         self._announce(Refused(failure.kind.value, failure.message, failure.code, retry.attempts + 1))
         return failure
 
-    def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
-        """Make a connection of `pgconn` and a slot around it. Closes it if `configure` raises."""
-        conn = self.settings.connection_class(pgconn)
-        try:
-            conn.autocommit = self.settings.autocommit
-            talks = self._configure(conn)
-            slot = self._slot(conn, Baseline(conn))
-        except BaseException:
-            conn.close()
-            raise
-        slot.configures_session = talks
-        return slot
+    def _connection(self, pgconn: pq_abc.PGconn) -> AnyConnection:
+        """Make a connection of `pgconn`, before anybody has configured it."""
+        conn = self._connection_class(pgconn)
+        assign(conn, "autocommit", self.settings.autocommit)
+        return conn
 
-    def _slot(self, conn: Connection[Any], baseline: Baseline) -> Slot:
+    def _slot(self, conn: AnyConnection, baseline: Baseline) -> Slot:
         now = self._clock.wall()
         lifetime = self.settings.max_lifetime
         slot = Slot(
             conn,
+            self._line_class(conn),
             baseline,
             fleet=(conn.pgconn.parameter_status(b"application_name") or b"").decode().partition(":")[0],
             born=now,
@@ -126,14 +119,14 @@ class AcquiringBase(EngineBase):
             self._drop(slot, "it was used after its request had ended")
         return False
 
-    def _usual_opening(self, slot: Slot, scope: Work) -> Opening | None:
+    def _usual_opening(self, slot: Slot, scope: WorkBase) -> Opening | None:
         """Return the open exchange of an ordinary request, ``None`` if `scope` or the connection is out of that."""
         routine = slot.routine
         if routine is None or scope.isolation_level is not None or scope.read_only is not None:
             return None
         return routine.open(scope.deadline.at - scope.deadline.now())
 
-    def _opening(self, slot: Slot, scope: Work) -> Opening:
+    def _opening(self, slot: Slot, scope: WorkBase) -> Opening:
         conn, settings, mode = slot.conn, self.settings, slot.mode
         if scope.isolation_level is not None or scope.read_only is not None:
             mode = transaction_mode(conn, scope.isolation_level, scope.read_only)

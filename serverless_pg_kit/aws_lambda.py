@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
-import types
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from psycopg import IsolationLevel
 
+from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.decisions.deadline import request_budget
 from serverless_pg_kit.engine import Engine
+from serverless_pg_kit.handlers import Injection, is_async, plan_injection, refuse_unfinished, status_of
+
+if TYPE_CHECKING:
+    from serverless_pg_kit.aio.engine import AsyncEngine
 
 R = TypeVar("R")
 
 _default_engine: Engine | None = None
+_default_async_engine: AsyncEngine | None = None
 _default_lock = threading.Lock()
 
 
@@ -32,11 +36,25 @@ def default_engine() -> Engine:
         return _default_engine
 
 
+def default_async_engine() -> AsyncEngine:
+    """Return the engine that bare ``@with_db`` uses for async handlers, made like `default_engine`.
+
+    Raises `SettingsError` if the environment holds a bad setting.
+    """
+    global _default_async_engine
+    from serverless_pg_kit.aio.engine import AsyncEngine
+
+    with _default_lock:
+        if _default_async_engine is None:
+            _default_async_engine = AsyncEngine()
+        return _default_async_engine
+
+
 @overload
 def with_db(handler: Callable[..., R], /) -> Callable[..., R]: ...
 @overload
 def with_db(
-    engine: Engine | None = None,
+    engine: Engine | AsyncEngine | None = None,
     /,
     *,
     inject: str = "conn",
@@ -58,7 +76,9 @@ def with_db(
     Use it bare (``@with_db``: one default engine for the process), or with an engine and options
     (``@with_db(engine)``). It works on functions, methods, partials and callable objects. The connection is injected
     as the keyword argument `inject`, if the handler has such a parameter and the caller did not pass it. Without it
-    nothing is acquired until ``engine.connection`` is touched.
+    nothing is acquired until ``engine.connection`` is touched. ``async def`` handlers need an `AsyncEngine` (bare: a
+    default one) and stay what has to be awaited; others need an `Engine`, also under a running event loop, which they
+    block.
 
     A dictionary with a ``statusCode`` of 500 or more rolls back. `deadline` is in seconds; ``None`` takes the remaining
     time of the context, the first argument with ``get_remaining_time_in_millis()``, less the setting
@@ -66,7 +86,7 @@ def with_db(
 
     The decorated handler raises what `Engine.request` raises. Raises ``TypeError`` when decorating what is no handler.
     """
-    if target is None or isinstance(target, Engine):
+    if target is None or isinstance(target, EngineBase):
         return functools.partial(
             _decorate,
             engine=target,
@@ -79,23 +99,35 @@ def with_db(
 
 
 def _decorate(
-    handler: Callable[..., R],
-    engine: Engine | None,
+    handler: Callable[..., Any],
+    engine: EngineBase | None,
     inject: str,
     deadline: float | None,
     isolation_level: IsolationLevel | None,
     read_only: bool | None,
-) -> Callable[..., R]:
-    signature = check_handler(handler, inject)
-    injects = accepts(handler, signature, inject)
+) -> Callable[..., Any]:
+    plan = plan_injection(handler, inject)
+    options = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only}
+    if is_async(handler):
+        if isinstance(engine, Engine):
+            raise TypeError(f"{handler!r} is async: it needs an AsyncEngine, whose connections do not block")
+        return run_async(handler, engine, plan, options)
+    if engine is not None and not isinstance(engine, Engine):
+        raise TypeError(f"{handler!r} is no async function: it needs an Engine, whose connections block")
+    return run_blocking(handler, engine, plan, options)
+
+
+def run_blocking(
+    handler: Callable[..., Any], engine: Engine | None, plan: Injection, options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Return `handler` as one request on `engine`."""
 
     @functools.wraps(handler)
-    def run(*args: Any, **kwargs: Any) -> R:
+    def run(*args: Any, **kwargs: Any) -> Any:
         target = default_engine() if engine is None else engine
-        seconds = context_budget((*args, *kwargs.values()), target) if deadline is None else deadline
-        with target.scope(deadline=seconds, isolation_level=isolation_level, read_only=read_only) as scope:
-            if injects and not is_given(signature, inject, args, kwargs):
-                kwargs[inject] = scope.connection
+        with target.scope(**with_budget(options, (*args, *kwargs.values()), target)) as scope:
+            if plan.is_wanted(args, kwargs):
+                kwargs[plan.name] = scope.connection
             result = handler(*args, **kwargs)
             refuse_unfinished(result)
             scope.respond(status_of(result))
@@ -104,57 +136,33 @@ def _decorate(
     return run
 
 
-def check_handler(handler: object, inject: str) -> inspect.Signature:
-    """Return the signature of `handler`. Raises ``TypeError`` if it cannot be decorated."""
-    if isinstance(handler, (staticmethod, classmethod)):
-        raise TypeError("put @staticmethod or @classmethod above @with_db")
-    if not callable(handler) or isinstance(handler, type):
-        kind = "classes" if isinstance(handler, type) else type(handler).__name__
-        raise TypeError(f"with_db decorates handlers and takes an Engine, not {kind}")
-    function: Any = handler
-    while isinstance(function, functools.partial):
-        function = function.func
-    for code in (function, getattr(function, "__call__", None)):  # noqa: B004 - its kind matters, not its presence
-        if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code):
-            raise TypeError(f"{handler!r} is async: with_db runs plain handlers, with a connection that blocks")
-        if inspect.isgeneratorfunction(code):
-            raise TypeError(f"{handler!r} is a generator: it would run after its request has ended")
-    signature = inspect.signature(handler)
-    parameter = signature.parameters.get(inject)
-    if parameter is not None and parameter.kind is parameter.POSITIONAL_ONLY:
-        raise TypeError(f"{handler!r}: the parameter {inject!r} is positional-only and cannot be injected by name")
-    return signature
+def run_async(
+    handler: Callable[..., Any], engine: Any, plan: Injection, options: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Return the async `handler` as one request on the `AsyncEngine` `engine`."""
+
+    @functools.wraps(handler)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        target = default_async_engine() if engine is None else engine
+        async with target.scope(**with_budget(options, (*args, *kwargs.values()), target)) as scope:
+            if plan.is_wanted(args, kwargs):
+                kwargs[plan.name] = await scope.connection
+            result = await handler(*args, **kwargs)
+            refuse_unfinished(result)
+            scope.respond(status_of(result))
+            return result
+
+    return run
 
 
-def accepts(handler: Callable[..., object], signature: inspect.Signature, name: str) -> bool:
-    """Tell whether `handler` has a parameter `name` of its own, not bound yet, that a keyword argument reaches.
-
-    A wrapper may show the signature of what it wraps and yet take less.
-    """
-    if isinstance(handler, functools.partial) and name in handler.keywords:
-        return False
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    outermost = inspect.signature(handler, follow_wrapped=False).parameters
-    reaches = name in outermost or any(each.kind is each.VAR_KEYWORD for each in outermost.values())
-    return reaches and name in signature.parameters and signature.parameters[name].kind in named
+def with_budget(options: Mapping[str, Any], arguments: tuple[Any, ...], engine: EngineBase) -> dict[str, Any]:
+    """Return `options` for a call with `arguments`: the context's remaining time is the deadline, unless one is set."""
+    if options["deadline"] is not None:
+        return dict(options)
+    return {**options, "deadline": context_budget(arguments, engine)}
 
 
-def refuse_unfinished(result: object) -> None:
-    """Raise ``TypeError`` for a result that would only begin to work when the request has ended."""
-    if isinstance(result, (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)):
-        if isinstance(result, (types.CoroutineType, types.GeneratorType)):
-            result.close()
-        raise TypeError(f"the handler returned a {type(result).__name__}: it would run after its request has ended")
-
-
-def is_given(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether a call passes the parameter `name` itself, as tests of a handler may do."""
-    position = list(signature.parameters).index(name)
-    kind = signature.parameters[name].kind
-    return name in kwargs or (len(args) > position and kind is not inspect.Parameter.KEYWORD_ONLY)
-
-
-def context_budget(arguments: tuple[Any, ...], engine: Engine) -> float | None:
+def context_budget(arguments: tuple[Any, ...], engine: EngineBase) -> float | None:
     """Return the seconds a request may take by the Lambda context among `arguments`; ``None`` if that is unknown."""
     for argument in arguments:
         remaining: Any = getattr(argument, "get_remaining_time_in_millis", None)
@@ -162,12 +170,3 @@ def context_budget(arguments: tuple[Any, ...], engine: Engine) -> float | None:
         if isinstance(milliseconds, (int, float)):
             return request_budget(milliseconds, engine.settings.deadline_margin)
     return None
-
-
-def status_of(result: object) -> int:
-    """Return the ``statusCode`` of a proxy-style result, 200 for any other."""
-    status = result.get("statusCode") if isinstance(result, Mapping) else None
-    try:
-        return 200 if status is None else int(status)
-    except (TypeError, ValueError, OverflowError):
-        return 200

@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import Any
 
 from psycopg import Connection, sql
-from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.clock import Clock
@@ -29,10 +28,11 @@ from serverless_pg_kit.events import (
 )
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.history import History
+from serverless_pg_kit.line import LineBase
+from serverless_pg_kit.session import AnyConnection
 from serverless_pg_kit.settings import Settings
 from serverless_pg_kit.slots import Slot, Slots
 from serverless_pg_kit.sqlstate import TraceRation
-from serverless_pg_kit.watch import counted_waits
 
 CENSUS_PAUSE = 1.0
 """Seconds, at least, before a census that the server refused is tried again."""
@@ -48,7 +48,10 @@ LEASE_OVER = "57P05"
 
 
 class EngineBase:
-    """Settings, slots, history and announcements of an engine."""
+    """Settings, slots, history and announcements of an engine. The shells say of which classes its connections are."""
+
+    _connection_class: type[AnyConnection]
+    _line_class: type[LineBase]
 
     def __init__(self, settings: Settings | None = None, /, **names: Any) -> None:
         if settings is not None and not isinstance(settings, Settings):
@@ -59,6 +62,7 @@ class EngineBase:
             raise TypeError("pass a Settings object or single settings, not both")
         self.settings: Settings = Settings.from_env(**names) if settings is None else settings
         self.settings.parameters(os.environ)  # so that a bad DATABASE_URL is told here and not in the first request
+        self._connection_class = self._checked_class()
         self._clock = Clock()
         self._announce = Announcer(self.settings.listeners())
         self._slots = Slots(self.settings.max_size)
@@ -68,6 +72,15 @@ class EngineBase:
         self._forgotten: deque[Slot] = deque()  # of requests that were collected before they ended
         self._start()
         self._finalizer = weakref.finalize(self, _close_idle, self._slots)
+
+    def _checked_class(self) -> type[AnyConnection]:
+        """Return the class that the settings want; the shell's own stands for psycopg's default."""
+        wanted, own = self.settings.connection_class, type(self)._connection_class
+        if wanted is not Connection and not issubclass(wanted, own):
+            raise SettingsError(
+                f"connection_class: {type(self).__name__} needs a subclass of {own.__name__}, not {wanted.__name__}"
+            )
+        return own if wanted is Connection else wanted
 
     def _start(self) -> None:
         self._history = History(self._clock, self.settings)
@@ -97,16 +110,6 @@ class EngineBase:
 
     def _deadline(self, seconds: float | None) -> Deadline:
         return self._no_deadline if seconds is None else deadline_after(seconds, self._clock.monotonic)
-
-    def _configure(self, conn: Connection[Any]) -> bool:
-        """Let the user configure `conn`; tell whether that talked to the server."""
-        if self.settings.configure is None:
-            return False
-        with counted_waits(conn) as waits:
-            self.settings.configure(conn)
-        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
-            raise SettingsError("configure left a transaction open: commit it, or set autocommit first")
-        return bool(waits)
 
     def _begin_work(self, monotonic: float, wall: float) -> None:
         """Look at what happened since the last request: a fork, a thaw, requests that nobody ended. Both are clocks."""
@@ -181,7 +184,7 @@ class EngineBase:
         """Close a connection, whatever its state. Never raises."""
         self._announce(Closed(slot.pid, reason))
         with suppress(Exception):
-            slot.conn.close()
+            slot.line.close()
 
     def _maintenance_failed(self, stage: str, error: object) -> None:
         """Announce the failure of the engine's own work, once for each stage and kind of error."""
@@ -195,4 +198,4 @@ def _close_idle(slots: Slots) -> None:
     """Close what is idle when the engine is collected or the interpreter exits, so that the server need not notice."""
     if slots.process == processes.generation:
         for slot in slots.condemn():
-            slot.conn.close()
+            slot.line.close()

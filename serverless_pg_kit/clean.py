@@ -1,3 +1,4 @@
+# Written by .ci/make_sync.py from aio/clean.py: edit that, and run it.
 """How a request ends: commit or roll back, reset the session, see to room, give the connection back."""
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NOTHING_DUE = CleanReport("kept", "no census was due")
 
 
 class Cleaning(Acquiring, CleaningBase):
-    """The part of the sync engine that ends requests."""
+    """The part of the engine that ends requests."""
 
     def _end(self, scope: Work) -> CleanReport:
         if scope.report is not None:
@@ -146,7 +147,7 @@ class Cleaning(Acquiring, CleaningBase):
         if slot.conn.pgconn.transaction_status == TransactionStatus.ACTIVE and capabilities.has_cancel_safe():
             with suppress(Error):
                 slot.conn.cancel_safe(timeout=CLOSE_SECONDS)
-        slot.conn.close()
+        slot.line.close()
 
     def _see_to_room(self, slot: Slot, lease: Lease | None, deadline: Deadline) -> CleanReport:
         """Make room if a census of this request found that it is short, or give the connection up."""

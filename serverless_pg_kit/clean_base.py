@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from psycopg import Connection, Error
+from psycopg import Error
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.base import EngineBase
@@ -22,7 +20,8 @@ from serverless_pg_kit.events import (
 from serverless_pg_kit.exchange import Answers, is_busy
 from serverless_pg_kit.opening import LEASES_VERSION
 from serverless_pg_kit.routine import Routine, plan_routine
-from serverless_pg_kit.scope import Work
+from serverless_pg_kit.scope_base import WorkBase
+from serverless_pg_kit.session import AnyConnection
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.watch import Watch
 
@@ -35,12 +34,12 @@ CLOSE_SECONDS = 1.0
 class CleaningBase(EngineBase):
     """The part of cleaning that waits for nothing."""
 
-    def _ending(self, slot: Slot, scope: Work) -> Ending:
+    def _ending(self, slot: Slot, scope: WorkBase) -> Ending:
         ending = self._wanted_ending(slot.conn, scope)
         # A COMMIT that was never sent is not an unknown one.
         return Ending.LOST if ending is Ending.COMMIT and not slot.line.is_alive() else ending
 
-    def _wanted_ending(self, conn: Connection[Any], scope: Work) -> Ending:
+    def _wanted_ending(self, conn: AnyConnection, scope: WorkBase) -> Ending:
         status = TransactionStatus.ACTIVE if is_busy(conn) else conn.pgconn.transaction_status
         if status == INTRANS and scope._wants_commit and not scope._spoiled:
             return Ending.COMMIT  # what is to be decided otherwise does not matter here
@@ -53,7 +52,7 @@ class CleaningBase(EngineBase):
             closed_by_user=status == TransactionStatus.UNKNOWN and not conn.broken,
         )
 
-    def _announce_rollback(self, slot: Slot, scope: Work, ending: Ending) -> None:
+    def _announce_rollback(self, slot: Slot, scope: WorkBase, ending: Ending) -> None:
         if ending in (Ending.ROLLBACK, Ending.FAILED):
             status = slot.conn.pgconn.transaction_status
             self._announce(RolledBack(slot.pid, rollback_reason(status, spoiled=scope._spoiled)))

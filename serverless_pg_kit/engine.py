@@ -1,4 +1,5 @@
-"""The sync shell: it acts on decisions and holds no policy. Here is what users call.
+# Written by .ci/make_sync.py from aio/engine.py: edit that, and run it.
+"""The shell: it acts on decisions and holds no policy. Here is what users call.
 
 `acquire` is how a request comes to its connection, `clean` is how it ends.
 """

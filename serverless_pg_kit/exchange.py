@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from psycopg import Connection, OperationalError, errors
+from psycopg import OperationalError, errors
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.session import AnyConnection
 
 
 class ExchangeTimeout(OperationalError):
@@ -18,7 +17,7 @@ class ExchangeTimeout(OperationalError):
 class Answers(list[PGresult]):
     """The results that arrived so far. They outlive the generator, which an error or a cancellation may end."""
 
-    conn: Connection[Any] | None = None
+    conn: AnyConnection | None = None
     failed: PGresult | None = None
 
     @property
@@ -82,7 +81,7 @@ def check(deadline: Deadline, happened: bool) -> None:
         raise ExchangeTimeout("the server did not answer in time")
 
 
-def is_busy(conn: Connection[Any]) -> bool:
+def is_busy(conn: AnyConnection) -> bool:
     """Tell whether something on `conn` is not finished: a COPY, a pipeline, a generator that holds its lock, a
     ``transaction()`` block or a two-phase transaction. psycopg itself would refuse to commit then."""
     return (

@@ -25,12 +25,12 @@ READABLE = int(Wait.R)
 EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
 
 
-class Line:
-    """The line to the server of `conn`, watched by one poll object for as long as the connection lives."""
+class LineBase:
+    """The line to the server of `conn`, watched by one poll object while it lives: what needs no waiting."""
 
     __slots__ = ("_poll", "conn")
 
-    def __init__(self, conn: Connection[Any]) -> None:
+    def __init__(self, conn: Any) -> None:
         self.conn = conn
         self._poll = select.poll()
         self._poll.register(conn.pgconn.socket, select.POLLIN)
@@ -48,7 +48,19 @@ class Line:
                 pgconn.is_busy()  # reads what came: a farewell reaches the notice handlers
         except OperationalError:
             return False
-        return pgconn.status == CONNECTION_OK
+        return bool(pgconn.status == CONNECTION_OK)
+
+
+class Line(LineBase):
+    """The line of a connection that blocks."""
+
+    __slots__ = ()
+
+    conn: Connection[Any]
+
+    def close(self) -> None:
+        """Close the connection, whatever its state. Nothing is waited for."""
+        self.conn.close()
 
     def run(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
         """Send `message` in the simple protocol, holding the connection's lock; return the answers, complete.

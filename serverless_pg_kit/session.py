@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from psycopg import Connection, IsolationLevel
+from psycopg import AsyncConnection, Connection, IsolationLevel
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import Diagnostic
 
 from serverless_pg_kit.statements import TransactionMode
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
 
 ATTRIBUTES = (
     "autocommit",
@@ -29,10 +33,40 @@ LISTS = ("_notice_handlers", "_notify_handlers", "_notifies_backlog")
 is not there cannot leak."""
 
 
+AnyConnection: TypeAlias = "Connection[Any] | AsyncConnection[Any]"
+"""What either shell makes."""
+
+
+def assign(conn: AnyConnection, name: str, value: Any) -> None:
+    """Set the attribute `name` of an idle connection, without I/O. psycopg's async connections have no setters."""
+    steps = getattr(conn, f"_set_{name}_gen", None)
+    if steps is None:
+        setattr(conn, name, value)
+    else:
+        next(steps(value), None)
+
+
+@contextmanager
+def counted_waits(conn: AnyConnection) -> Iterator[list[None]]:
+    """Yield a list that grows by one with each time that `conn` talks to the server inside the block."""
+    waits: list[None] = []
+    wait = conn.wait
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        waits.append(None)
+        return wait(*args, **kwargs)
+
+    vars(conn)["wait"] = counting
+    try:
+        yield waits
+    finally:
+        del vars(conn)["wait"]
+
+
 class Baseline:
     """A connection's own side as it was before its first request: the point to which every request returns."""
 
-    def __init__(self, conn: Connection[Any]) -> None:
+    def __init__(self, conn: AnyConnection) -> None:
         self.attributes: dict[str, Any] = {name: getattr(conn, name) for name in ATTRIBUTES}
         self._adapters = AdaptersMap(conn.adapters)
         self._lists = [(name, list(getattr(conn, name))) for name in LISTS if hasattr(conn, name)]
@@ -44,7 +78,7 @@ class Baseline:
             if name == "_notice_handlers":
                 values.append(handler)
 
-    def restore(self, conn: Connection[Any]) -> None:
+    def restore(self, conn: AnyConnection) -> None:
         """Put `conn`, whose session is idle, back to this state, without I/O.
 
         Raises ``psycopg.ProgrammingError`` if a ``transaction()`` block or a two-phase transaction was left open;
@@ -64,17 +98,17 @@ class Baseline:
             conn._adapters = AdaptersMap(self._adapters)
             self._remember(conn)
 
-    def _restore_attributes(self, conn: Connection[Any]) -> None:
+    def _restore_attributes(self, conn: AnyConnection) -> None:
         next(conn._commit_gen(), None)  # does nothing when idle, but raises if something was left open
         for name, value in self.attributes.items():
             if getattr(conn, name) != value:
-                setattr(conn, name, value)
+                assign(conn, name, value)
         for name in vars(conn).keys() - self._state.keys():
             if not name.startswith("_"):
                 delattr(conn, name)
         self._remember(conn)
 
-    def _remember(self, conn: Connection[Any]) -> None:
+    def _remember(self, conn: AnyConnection) -> None:
         self._state = dict(vars(conn))
         self._statements = dict(vars(conn._prepared))
 
@@ -90,7 +124,7 @@ def same_adapters(one: AdaptersMap, other: AdaptersMap) -> bool:
 
 
 def transaction_mode(
-    conn: Connection[Any], isolation_level: IsolationLevel | None, read_only: bool | None
+    conn: AnyConnection, isolation_level: IsolationLevel | None, read_only: bool | None
 ) -> TransactionMode:
     """Return how a request's transaction begins: as asked, otherwise as `conn` is configured."""
     level = isolation_level if isolation_level is not None else conn.isolation_level

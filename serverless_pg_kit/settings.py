@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from psycopg import Connection
+from psycopg import AsyncConnection, Connection
 
 from serverless_pg_kit.conninfo import ConnParams, parse_conninfo
 from serverless_pg_kit.decisions.classify import Rule
@@ -94,10 +94,11 @@ class Settings:
     max_lifetime: float | None = 3600.0
     """Seconds after which a connection is replaced, less up to a tenth at random. ``None``: never."""
 
-    configure: Callable[[Connection[Any]], object] | None = None
+    configure: Callable[[Any], object] | None = None
     """Called with each new connection before its first request: type adapters, row factory. What it sets on the
     connection object is what every request starts from. If it talks to the server, it is called again after each
-    `reset`, because that undoes it. It must leave no transaction open."""
+    `reset`, because that undoes it. It must leave no transaction open. For an
+    `AsyncEngine` it may be an async function."""
 
     down_ttl: float = 1.0
     """Seconds, give or take half of it, for which a server that was down for a whole `max_wait` is not waited for
@@ -109,8 +110,9 @@ class Settings:
     reset: bool = True
     """Whether session state (SET, role, temporary tables, advisory locks, ...) is undone between requests."""
 
-    connection_class: type[Connection[Any]] = Connection
-    """Class of the connections given out."""
+    connection_class: type[Connection[Any]] | type[AsyncConnection[Any]] = Connection
+    """Class of the connections given out: a subclass of ``psycopg.Connection``, or of ``psycopg.AsyncConnection`` for
+    an `AsyncEngine`. The default is for both, and gives each psycopg's own."""
 
     connect_rules: Sequence[Rule] = ()
     """Rules that come before the kit's own when a failed connect is classified."""
@@ -236,8 +238,8 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "hold_warning": (DURATION + ", or None", lambda value: value is None or is_duration(value)),
     "reset": ("True or False", lambda value: isinstance(value, bool)),
     "connection_class": (
-        "psycopg.Connection or a subclass",
-        lambda value: isinstance(value, type) and issubclass(value, Connection),
+        "psycopg.Connection, psycopg.AsyncConnection or a subclass of one",
+        lambda value: isinstance(value, type) and issubclass(value, (Connection, AsyncConnection)),
     ),
     "connect_rules": (
         "a sequence of Rule",

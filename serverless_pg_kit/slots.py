@@ -11,19 +11,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from psycopg import Connection
 from psycopg.errors import Diagnostic
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.deadline import timeout_names
-from serverless_pg_kit.line import Line
-from serverless_pg_kit.session import Baseline, transaction_mode
+from serverless_pg_kit.line import LineBase
+from serverless_pg_kit.session import AnyConnection, Baseline, transaction_mode
 from serverless_pg_kit.statements import TransactionMode
 
 if TYPE_CHECKING:
     from serverless_pg_kit.routine import Routine
-    from serverless_pg_kit.watch import Watch
 
 
 class Slot:
@@ -38,10 +36,18 @@ class Slot:
     """
 
     def __init__(
-        self, conn: Connection[Any], baseline: Baseline, fleet: str, *, born: float, expires: float, generation: int
+        self,
+        conn: AnyConnection,
+        line: LineBase,
+        baseline: Baseline,
+        fleet: str,
+        *,
+        born: float,
+        expires: float,
+        generation: int,
     ) -> None:
-        self.conn = conn
-        self.line = Line(conn)
+        self.conn: Any = conn  # the shells know of which class these two are
+        self.line: Any = line
         self.baseline = baseline
         self.fleet = fleet
         self.born = born
@@ -64,7 +70,7 @@ class Slot:
         self.prepared: bool = False
         self.elected: tuple[int, float] | None = None
         self.census: Census | None = None  # taken in the present request
-        self.watch: Watch | None = None
+        self.watch: Any = None  # the shell's, while a request is watched
         self.configures_session: bool = False
         self.wants_census: bool = False  # whatever is due
         self.farewell: str | None = None  # SQLSTATE of the server's last word

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import math
 import select
-from collections.abc import Generator
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeVar
+
+from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.errors import SettingsError
 
 T = TypeVar("T")
+
+Lock = threading.Lock
 
 Wanted = tuple[int, int, float]
 """What a generator waits for: the descriptor, the poll events, and the seconds it may take (infinite: no limit)."""
@@ -39,3 +45,35 @@ def is_ready(descriptor: int, events: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, events)
     return bool(poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None))
+
+
+def elsewhere(function: Callable[..., T], *args: Any) -> T:
+    """Return what ``function(*args)`` returns: whoever may block calls it here."""
+    return function(*args)
+
+
+def pause(clock: Clock, seconds: float) -> None:
+    """Sleep for `seconds` by the `clock`."""
+    clock.sleep(seconds)
+
+
+class Bell:
+    """Wakes one thread. It may be rung from any other."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def ring(self) -> None:
+        """Wake the thread that waits, or will wait."""
+        self._event.set()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the bell is rung, at most for `seconds`."""
+        self._event.wait(min(seconds, threading.TIMEOUT_MAX))
+
+
+def completed(result: object) -> None:
+    """Refuse a `result` that is only a coroutine: nobody here would run it."""
+    if isinstance(result, Coroutine):
+        result.close()
+        raise SettingsError("configure is an async function: it needs AsyncEngine")

@@ -1,3 +1,4 @@
+# Written by .ci/make_sync.py from aio/watch.py: edit that, and run it.
 """Watches how a request uses its connection, where the server alone cannot: between the statements.
 
 psycopg does all its waiting through ``conn.wait``. The watch stands in front of it, and hands on to it as long as there
@@ -8,11 +9,11 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from psycopg import Connection, OperationalError, capabilities
+from psycopg import OperationalError, capabilities
 from psycopg.abc import RV, PQGen
 
 from serverless_pg_kit.decisions.deadline import ORPHAN_GRACE, Deadline
@@ -25,24 +26,6 @@ GRACE = ORPHAN_GRACE / 1000
 
 PATIENCE = GRACE + 0.05
 """Seconds after the deadline in which the server's own time-out must have been heard of."""
-
-
-@contextmanager
-def counted_waits(conn: Connection[Any]) -> Iterator[list[None]]:
-    """Yield a list that grows by one with each time that `conn` talks to the server inside the block."""
-    waits: list[None] = []
-    wait = conn.wait
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        waits.append(None)
-        return wait(*args, **kwargs)
-
-    vars(conn)["wait"] = counting
-    try:
-        yield waits
-    finally:
-        del vars(conn)["wait"]
-
 
 CANCEL_SECONDS = 0.25
 """Time for a cancellation to reach the server, and then again for the cancelled statement to end."""
@@ -69,15 +52,14 @@ class Watch:
     )
 
     def __init__(self, slot: Slot, deadline: Deadline, monotonic: Callable[[], float]) -> None:
-        conn = self._conn = slot.conn
-        self._line = slot.line
-        self._wait = conn.wait
+        self._conn, self._line = slot.conn, slot.line
+        self._wait = slot.conn.wait
         self._deadline = deadline
         self._monotonic = monotonic
         self._used_at = now = monotonic()
         self._server_helps_until = now + GRACE if slot.direct else now
         self.longest_pause = 0.0
-        vars(conn)["wait"] = self
+        vars(slot.conn)["wait"] = self
 
     def end(self) -> None:
         """Give ``conn.wait`` back: what follows is the engine's own business."""
@@ -91,10 +73,11 @@ class Watch:
         try:
             # What names an interval or a time-out of its own, as `notifies()` does, ends by itself.
             if args or kwargs or self._deadline.at == math.inf:
-                return self._wait(gen, *args, **kwargs)
+                return self._wait(gen, *args, **kwargs)  # type: ignore[no-any-return]
             if now < self._server_helps_until:
-                return self._line.wait(gen, Deadline(self._deadline.at + PATIENCE, self._monotonic))
-            return self._line.wait(gen, self._deadline, self._cancel)
+                patience = Deadline(self._deadline.at + PATIENCE, self._monotonic)
+                return self._line.wait(gen, patience)  # type: ignore[no-any-return]
+            return self._line.wait(gen, self._deadline, self._cancel)  # type: ignore[no-any-return]
         finally:
             self._used_at = self._monotonic()
 

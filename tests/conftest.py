@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from blocking import blocking_engine
 from proxy import Proxy
 from support import debian_15, server_versions
 
@@ -40,9 +41,15 @@ def tiny_server() -> Iterator[PostgresServer]:
         yield running
 
 
+@pytest.fixture(params=["sync", "async"])
+def shell(request: pytest.FixtureRequest) -> MakeEngine:
+    """Each of the shells: what makes an engine of it."""
+    return Engine if request.param == "sync" else blocking_engine
+
+
 @pytest.fixture
-def engines(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
-    """Make engines that are closed at the end of the test.
+def engines(request: pytest.FixtureRequest, shell: MakeEngine) -> Iterator[MakeEngine]:
+    """Make engines of each shell that are closed at the end of the test.
 
     Each test has a fleet of its own, so that no test ends another's connections.
     """
@@ -50,7 +57,7 @@ def engines(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
     fleet = f"test {zlib.crc32(request.node.name.encode())}"
 
     def make(**names: Any) -> Engine:
-        made.append(Engine(**{"application_name": fleet} | names))
+        made.append(shell(**{"application_name": fleet} | names))
         return made[-1]
 
     yield make

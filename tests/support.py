@@ -91,3 +91,7 @@ def server_versions() -> list[int]:
 
 NOTICES_DISCARDS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
 """Whether psycopg itself notices that prepared statements were discarded by SQL: before 3.3 its own next use fails."""
+
+
+SYNC_ONLY = pytest.mark.parametrize("shell", ["sync"], indirect=True)
+"""For tests of what only exists between threads, or where blocking calls are interrupted."""

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from proxy import Proxy
 from psycopg.types.string import TextLoader
-from support import eventually, kill
+from support import SYNC_ONLY, eventually, kill
 
 from serverless_pg_kit import AcquireTimeout, TransactionFailed
 from serverless_pg_kit.events import Closed, Event
@@ -63,6 +63,7 @@ def test_suspended_generator_does_not_block_the_end(make_engine: Any, superuser:
     assert engine.connect().execute("select 1").fetchone() == (1,)
 
 
+@SYNC_ONLY
 def test_threads_that_share_a_request_share_its_connection(make_engine: Any, superuser: Any, ledger: str) -> None:
     """Two threads that touch the request's connection at once get the same, and all their work is committed."""
     engine = make_engine()
@@ -170,6 +171,7 @@ def test_request_that_was_never_cleaned_is_begun_anew(make_engine: Any, superuse
     assert engine.stats.in_use == 0
 
 
+@SYNC_ONLY
 def test_request_that_nobody_ends_is_reclaimed(make_engine: Any) -> None:
     """connect() in threads that end without clean() does not use up the engine."""
     engine = make_engine(max_size=2, max_wait=2.0)
@@ -182,6 +184,7 @@ def test_request_that_nobody_ends_is_reclaimed(make_engine: Any) -> None:
     assert engine.connect().execute("select 1").fetchone() == (1,)
 
 
+@SYNC_ONLY
 def test_interruption_while_closing_gives_the_place_back(make_engine: Any, superuser: Any) -> None:
     """Even a listener that is interrupted does not cost the engine one of its connections."""
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from blocking import decorated
 from support import entries
 
-from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed, with_db
+from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
 
 
 def test_error_at_commit_is_told_and_the_connection_kept(make_engine: Any, superuser: Any, ledger: str) -> None:
@@ -109,12 +110,11 @@ def by_hand(engine: Engine, work: Callable[[psycopg.Connection[Any]], object]) -
 def with_answer_404(engine: Engine, work: Callable[[psycopg.Connection[Any]], object]) -> None:
     """Do `work` in a handler that answers that something was not found."""
 
-    @with_db(engine)
     def handler(event: Any, context: Any, conn: psycopg.Connection[Any]) -> dict[str, int]:
         work(conn)
         return {"statusCode": 404}
 
-    handler({}, None)
+    decorated(engine, handler)({}, None)
 
 
 @pytest.mark.parametrize("form", [in_a_block, by_hand, with_answer_404])

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, get_args
 
 import psycopg
 import pytest
+from blocking import decorated
 from proxy import Cut, Proxy, Side, Traffic
 from support import entries
 
-from serverless_pg_kit import CommitUnknown, Engine, with_db
+from serverless_pg_kit import CommitUnknown, Engine
 from serverless_pg_kit.decisions.cleaning import Strategy
 from serverless_pg_kit.testing import PostgresServer
 
@@ -106,14 +107,13 @@ def test_request_that_touches_nothing_sends_nothing(make_engine: Any, proxy: Pro
     engine = make_engine(conninfo=proxy.reroute(server.dsn), census_ttl=0)
     by_engine(engine, Form())
 
-    @with_db(engine)
     def handler(event: Any, context: Any) -> None:
         pass
 
     with proxy.counting() as traffic:
         with engine.scope(deadline=30, read_only=True):
             pass
-        handler({}, None)
+        decorated(engine, handler)({}, None)
     assert traffic == Traffic()
     assert (engine.stats.connects, engine.stats.open) == (1, 1)
 

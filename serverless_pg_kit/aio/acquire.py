@@ -1,0 +1,209 @@
+"""How a request comes to its connection: wait in line, look at what is there, connect if need be, open."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+from psycopg import AsyncConnection, OperationalError
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq import abc as pq_abc
+
+from serverless_pg_kit.acquire_base import AcquiringBase
+from serverless_pg_kit.aio.line import Line
+from serverless_pg_kit.aio.scope import Work
+from serverless_pg_kit.aio.waiting import Bell, completed, drive, elsewhere, pause
+from serverless_pg_kit.aio.watch import Watch
+from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
+from serverless_pg_kit.conninfo import ConnParams
+from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
+from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
+from serverless_pg_kit.errors import AcquireTimeout, SettingsError
+from serverless_pg_kit.events import Connected, Retrying, Reused
+from serverless_pg_kit.exchange import Answers, ExchangeTimeout
+from serverless_pg_kit.opening import Opening
+from serverless_pg_kit.retry import Retry
+from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
+from serverless_pg_kit.slots import Slot, Waiter
+
+LEAST_PATIENCE = 0.25
+"""Seconds of silence that say something about the server: a request with less time left says only that it was late."""
+
+
+class Acquiring(AcquiringBase):
+    """The part of the engine that acquires."""
+
+    _connection_class = AsyncConnection
+    _line_class = Line
+
+    async def _acquire(self, scope: Work) -> Slot:
+        started, wall = self._clock.monotonic(), self._clock.wall()
+        self._begin_work(started, wall)
+        if scope.deadline.at <= started:
+            raise AcquireTimeout("the request's deadline was over before it needed a connection", waited=0.0)
+        granted, slot = self._slots.take()
+        if not granted:
+            slot, wall = await self._wait_in_line(self._retry(scope, started)), self._clock.wall()
+        try:
+            if slot is not None:  # async only
+                slot.line.enter_loop()  # async only
+            if slot is not None and self._is_usable(slot, wall) and await self._open_idle(slot, scope, started):
+                self._announce.often(Reused, slot.pid, wall - slot.idle_since)
+            else:
+                slot = await self._open_fresh(scope, self._retry(scope, started))
+        except BaseException:
+            self._slots.give_back(None)
+            raise
+        if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
+            slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
+        return slot
+
+    async def _wait_in_line(self, retry: Retry) -> Slot | None:
+        bell = Bell()
+        waiter = Waiter(bell.ring)
+        try:
+            if not self._slots.ask(waiter):
+                await bell.wait(retry.deadline.remaining())
+        except BaseException:
+            if not self._slots.withdraw(waiter):
+                self._slots.give_back(waiter.slot)
+            raise
+        if not waiter.granted and self._slots.withdraw(waiter):
+            raise AcquireTimeout(
+                f"all {self._slots.max_size} connections of this process were in use for {retry.waited:.2f} s:"
+                " raise max_size or max_wait, or end requests sooner",
+                waited=retry.waited,
+            )
+        return waiter.slot
+
+    async def _open_idle(self, slot: Slot, scope: Work, started: float) -> bool:
+        left = min(scope.deadline.at - started, self.settings.max_wait)
+        until = min(scope.deadline.at, started + open_seconds(is_fresh=False, remaining=left))
+        return await self._open(slot, scope, Deadline(until, scope.deadline.now), until - started) is None
+
+    async def _open_fresh(self, scope: Work, retry: Retry) -> Slot:
+        while True:
+            slot = await self._connect(retry)
+            deadline = self._fresh_open_deadline(retry)
+            failure = await self._open(slot, scope, deadline, deadline.remaining())
+            if failure is None:
+                slot.waited = retry.waited
+                self._announce(Connected(slot.pid, retry.waited, retry.attempts))
+                return slot
+            await self._pause(retry, failure)
+
+    async def _connect(self, retry: Retry) -> Slot:
+        while True:
+            outcome = await self._attempt(retry)
+            if isinstance(outcome, Slot):
+                return outcome
+            await self._pause(retry, outcome)
+
+    async def _pause(self, retry: Retry, failure: Failure) -> None:
+        delay = retry.delay(failure)
+        if delay is None:
+            raise self._give_up(retry, failure)
+        self._announce(Retrying(delay, retry.attempts))
+        await pause(self._clock, delay)
+
+    async def _attempt(self, retry: Retry) -> Slot | Failure:
+        """Try each address once; of one host's addresses the next only if the network failed."""
+        started = self._clock.monotonic()
+        params = self._parameters()
+        outcome = await self._try_addresses(await self._resolve(params), params, retry)
+        seconds = self._clock.monotonic() - started
+        retry.note(seconds)
+        if isinstance(outcome, Slot):
+            self._history.note_connect(seconds)
+        return outcome
+
+    async def _resolve(self, params: ConnParams) -> list[Address] | Refusal:
+        return await elsewhere(resolve, params, os.environ, self._clock.dice)
+
+    async def _try_addresses(
+        self, addresses: list[Address] | Refusal, params: ConnParams, retry: Retry
+    ) -> Slot | Failure:
+        if isinstance(addresses, Refusal):
+            return self._understand(addresses, retry)
+        failures: dict[int, Failure] = {}  # by host
+        for position, address in enumerate(addresses):
+            if address.host in failures and failures[address.host].kind is not FailureKind.NETWORK:
+                continue
+            deadline = self._attempt_deadline(retry, params, len(addresses) - position)
+            result = await drive(attempt(address, deadline, self._tracing.next()))
+            if not isinstance(result, Refusal):
+                return await self._adopt(result)
+            failures[address.host] = self._understand(result, retry)
+            if not failures[address.host].kind.retryable:
+                break
+        return most_telling(failures.values())
+
+    async def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
+        """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""
+        conn = self._connection(pgconn)
+        try:
+            talks = await self._configure(conn)
+            slot = self._slot(conn, Baseline(conn))
+        except BaseException:
+            Line(conn).close()
+            raise
+        slot.configures_session = talks
+        return slot
+
+    async def _configure(self, conn: AnyConnection) -> bool:
+        """Let the user configure `conn`; tell whether that talked to the server."""
+        configure: Callable[[Any], object] | None = self.settings.configure
+        if configure is None:
+            return False
+        with counted_waits(conn) as waits:
+            await completed(configure(conn))
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            raise SettingsError("configure left a transaction open: commit it, or set autocommit first")
+        return bool(waits)
+
+    async def _open(self, slot: Slot, scope: Work, deadline: Deadline, patience: float) -> Failure | None:
+        """Send the open exchange; return how the connection turned out dead, and then nothing of the user's has run.
+
+        `patience` is how many seconds it has.
+        """
+        answers = Answers()
+        try:
+            opening = self._usual_opening(slot, scope) or self._opening(slot, scope)
+            if opening.message:
+                await slot.line.run(opening.message, deadline, answers)
+            if answers.failed is not None:
+                answers = await self._open_again(slot, scope, opening, answers, deadline)
+        except OperationalError as lost:
+            self._lose(slot, "open")
+            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE:
+                self._condemn("a connection as old as this one lost its server in silence")
+            return self._understand_loss(answers.error or lost)
+        except BaseException:
+            self._drop(slot, "interrupted")
+            raise
+        if answers.failed is not None:
+            return self._open_failed(slot, answers)
+        if slot.direct is None:
+            self._introduce(slot, opening, answers)
+        return None
+
+    async def _open_again(
+        self, slot: Slot, scope: Work, opening: Opening, answers: Answers, deadline: Deadline
+    ) -> Answers:
+        """Send the open without what failed in it, if it can do without; otherwise return the failed `answers`."""
+        if slot.conn.pgconn.status == ConnStatus.BAD or not self._can_do_without(slot, opening, answers):
+            return answers
+        await slot.line.run(b"ROLLBACK", deadline)
+        again: Answers = await slot.line.run(self._opening(slot, scope).message, deadline)
+        return again
+
+    def _open_failed(self, slot: Slot, answers: Answers) -> Failure:
+        """Return the failure of a connection that died in its open exchange. Raises the server's error if it lives."""
+        error = answers.error
+        if error is None or slot.conn.pgconn.status != ConnStatus.BAD:
+            self._drop(slot, "the open exchange failed")
+            raise error or OperationalError("the open exchange failed")
+        self._lose(slot, "open")
+        return self._understand_loss(error)

@@ -1,0 +1,192 @@
+"""How a request ends: commit or roll back, reset the session, see to room, give the connection back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from psycopg import Error, OperationalError, capabilities
+from psycopg.pq import ConnStatus, TransactionStatus
+
+from serverless_pg_kit import processes
+from serverless_pg_kit.aio.acquire import Acquiring
+from serverless_pg_kit.aio.scope import Work
+from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
+from serverless_pg_kit.closing import Closing
+from serverless_pg_kit.commit import ending_problem, is_committed, outcome_of
+from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
+from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
+from serverless_pg_kit.decisions.ending import Ending, Outcome
+from serverless_pg_kit.decisions.lease import Lease
+from serverless_pg_kit.events import Committed, Yielded
+from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.routine import Routine
+from serverless_pg_kit.slots import Slot
+
+UNTOUCHED = CleanReport("kept", "the request needed no connection")
+INTERRUPTED = CleanReport("closed", "interrupted")
+NOTHING_DUE = CleanReport("kept", "no census was due")
+
+
+class Cleaning(Acquiring, CleaningBase):
+    """The part of the engine that ends requests."""
+
+    async def _end(self, scope: Work) -> CleanReport:
+        if scope.report is not None:
+            return scope.report
+        async with scope._lock:
+            slot, scope._slot = scope._slot, None
+            scope.report = UNTOUCHED
+        if slot is not None and scope._process != processes.generation:
+            self._slots.abandon(slot)
+        elif slot is not None:
+            scope.report, problem = await self._conclude(slot, scope)
+            if problem is not None:
+                raise problem
+        return scope.report
+
+    async def _conclude(self, slot: Slot, scope: Work) -> tuple[CleanReport, Exception | None]:
+        """Bring the connection of an ended request home, or close it; return what was done and what to raise."""
+        answers, report, ending = Answers(), INTERRUPTED, Ending.DISCARD
+        started = self._clock.monotonic()
+        try:
+            if slot.watch is not None:
+                self._end_watch(slot, slot.watch)
+            ending = self._ending(slot, scope)
+            if ending is not Ending.COMMIT:
+                self._announce_rollback(slot, scope, ending)
+            deadline = Deadline(max(scope.deadline.at, started + CLOSE_SECONDS), scope.deadline.now)
+            report = await self._home(slot, ending, deadline, answers)
+        finally:
+            try:
+                if report.decision != "kept":
+                    self._drop(slot, report.reason)
+            finally:
+                self._release(slot, keep=report.decision == "kept")
+        if ending is Ending.COMMIT and is_committed(answers):
+            self._announce.often(Committed, slot.pid, self._clock.monotonic() - started)
+            return report, None
+        return report, ending_problem(ending, answers)
+
+    async def _home(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
+        """End the request of `slot`, reset its session and see to room; return what is to become of it."""
+        routine = self._usual_routine(slot) if ending is Ending.COMMIT else None
+        lease = self._next_lease(slot) if routine is None else routine.lease
+        waking = lease if routine is not None or self._reap_order(slot) is None else self._awake(lease)
+        try:
+            await self._finish(slot, ending, waking, deadline, answers, routine)
+        except Exception as error:
+            self._close_failed(ending, answers, error)
+            return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
+        if slot.conn.pgconn.status == ConnStatus.BAD:
+            return CleanReport("closed", "it was lost, closed by the request, or busy when that ended")
+        if slot.generation != self._slots.generation:
+            return CleanReport("closed", "the engine was closed, or a connection as old as this one found dead")
+        slot.lent += 1
+        if routine is not None:
+            return NOTHING_DUE
+        if waking is not None and waking.seconds != slot.lease:
+            self._change_lease(slot, waking)
+        slot.routine = self._next_routine(slot, lease)
+        if slot.census is None and (lease is None or lease.seconds > 0):
+            return NOTHING_DUE
+        return await self._see_to_room(slot, lease, deadline)
+
+    async def _finish(
+        self,
+        slot: Slot,
+        ending: Ending,
+        lease: Lease | None,
+        deadline: Deadline,
+        answers: Answers,
+        routine: Routine | None = None,
+    ) -> None:
+        """End the transaction and reset the session; `routine` has the message, if that is the usual one.
+
+        `answers` receives the results of the message with the COMMIT. Raises whatever leaves the connection unusable.
+        """
+        if ending is not Ending.COMMIT and ending is not Ending.NOTHING:
+            if ending in (Ending.DISCARD, Ending.LOST):
+                await self._discard(slot)
+                return
+            await self._roll_back(slot, deadline)
+        closing = self._closing(slot, lease, commit=ending is Ending.COMMIT) if routine is None else routine.closing
+        if closing.message:
+            await slot.line.run(closing.message, deadline, answers)
+        if answers.failed is not None:
+            closing, answers = await self._mend(slot, ending, lease, closing, deadline, answers)
+        if answers.failed is not None or closing.census or closing.prepares:
+            self._read_close(slot, closing, answers)
+        slot.baseline.restore(slot.conn)
+        if slot.configures_session and self.settings.reset:
+            await self._configure(slot.conn)
+
+    async def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
+        """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""
+        discards = bool(getattr(slot.conn._prepared, "_names", True))
+        await slot.line.roll_back(deadline)
+        if discards:
+            self._forget_prepared(slot)
+
+    async def _mend(
+        self, slot: Slot, ending: Ending, lease: Lease | None, closing: Closing, deadline: Deadline, answers: Answers
+    ) -> tuple[Closing, Answers]:
+        """Send again what is left of a close exchange that failed, if that can help; return it and its answers."""
+        if ending is Ending.COMMIT and outcome_of(answers) is Outcome.REJECTED:
+            await slot.line.run(b"BEGIN", deadline)  # for the sake of psycopg's rollback: it forgets what was prepared
+            await self._roll_back(slot, deadline)
+        elif not self._lacks_prepared(slot, answers):
+            return closing, answers
+        elif slot.conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            await slot.line.run(b"ROLLBACK", deadline)
+        closing = self._closing(slot, lease, commit=False)
+        return closing, await slot.line.run(closing.message, deadline) if closing.message else Answers()
+
+    async def _discard(self, slot: Slot) -> None:
+        """Close a connection that cannot go on; what it may still be doing on the server is cancelled first."""
+        if slot.conn.pgconn.transaction_status == TransactionStatus.ACTIVE and capabilities.has_cancel_safe():
+            with suppress(Error):
+                await slot.conn.cancel_safe(timeout=CLOSE_SECONDS)
+        slot.line.close()
+
+    async def _see_to_room(self, slot: Slot, lease: Lease | None, deadline: Deadline) -> CleanReport:
+        """Make room if a census of this request found that it is short, or give the connection up."""
+        census, settings = slot.census, self.settings
+        killed = await self._reap(slot, deadline)
+        if lease is not None and lease.seconds <= 0:
+            report = CleanReport("yielded" if settings.lease else "closed", lease.reason, census, killed)
+        elif census is None:
+            return NOTHING_DUE
+        elif not await self._settle_lease(slot, deadline):
+            return CleanReport("closed", "it was lost, or ended by another cleaner, while it made room", census, killed)
+        else:
+            report = report_room(census, settings.conn_utilization, self._strategy(slot), killed)
+        if report.decision == "yielded":
+            self._announce(Yielded(slot.pid, report.reason))
+        return report
+
+    async def _settle_lease(self, slot: Slot, deadline: Deadline) -> bool:
+        """Give `slot` the lease that the census of this very request asks for, if it is shorter than the one it has, or
+        if it is the cleaner's; tell whether the connection still lives."""
+        lease = self._lease(slot)
+        if lease is not None and not slot.conn.closed and self._is_unsettled(slot, lease):
+            [message] = self.settings.statements.assignments({"idle_session_timeout": milliseconds(lease.seconds)})
+            try:
+                await slot.line.run(message.encode(), deadline.within(CLOSE_SECONDS))
+            except OperationalError:
+                return False
+            self._change_lease(slot, lease)
+        return not slot.conn.closed
+
+    async def _reap(self, slot: Slot, deadline: Deadline) -> tuple[int, ...]:
+        """End idle sessions of the fleet if room is short; return their pids."""
+        order = self._reap_order(slot)
+        if order is None:
+            return ()
+        self._history.note_reap(order.interval)
+        message = self.settings.statements.reap(self._fleet(slot), order.min_idle_seconds, order.limit, order.interval)
+        answers = Answers()
+        try:
+            await slot.line.run(message.encode(), deadline.within(CLOSE_SECONDS), answers)
+        except OperationalError as error:
+            return self._reap_failed(slot, answers.error or error)
+        return self._read_reap(slot, answers, order.interval)

@@ -1,0 +1,185 @@
+"""The shell: it acts on decisions and holds no policy. Here is what users call.
+
+`acquire` is how a request comes to its connection, `clean` is how it ends.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+from psycopg import AsyncConnection, IsolationLevel
+
+from serverless_pg_kit.aio.clean import Cleaning
+from serverless_pg_kit.aio.scope import JoinedRequest, JoinedScope, Request, Scope, Work
+from serverless_pg_kit.aio.waiting import uninterrupted
+from serverless_pg_kit.clean_base import CLOSE_SECONDS
+from serverless_pg_kit.decisions.census import Census
+from serverless_pg_kit.decisions.cleaning import CleanReport
+from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.ending import Ending
+from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.settings import Settings
+
+
+class AsyncEngine(Cleaning):
+    """Direct PostgreSQL connections for one process, healthy across freezes, bursts and restarts.
+
+    Takes a `Settings` object, or single settings by name; what is not named comes from ``SERVERLESS_PG_<NAME>``.
+    Opens nothing until a request needs a connection, and starts no thread. Make it once, at module level; its methods
+    may be called from several threads. Raises `SettingsError` for bad settings.
+    """
+
+    def __init__(self, settings: Settings | None = None, /, **names: Any) -> None:
+        super().__init__(settings, **names)
+        self._current: ContextVar[Work | None] = ContextVar("serverless_pg_kit.scope", default=None)
+
+    def request(
+        self,
+        *,
+        deadline: float | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        join: bool = True,
+    ) -> Request:
+        """Give a connection, inside a transaction, for the length of an ``async with`` block; the engine closes it.
+
+        Success commits, an exception rolls back. `deadline` is in seconds from now: it bounds the acquisition and, on
+        the server, every statement; ``None`` inherits that of an enclosing request, otherwise there is no limit;
+        ``math.inf`` opts out. `isolation_level` and `read_only` hold for this transaction; ``None`` leaves them to the
+        connection. A request inside a request joins it, unless `join` is False.
+
+        Raises `AcquireTimeout`, `TooManyConnections`, `ConnectRejected` or `CredentialsRejected` before the block, and
+        `TransactionFailed`, `CommitUnknown` or the server's error about COMMIT after it.
+        """
+        outer = self._current.get()
+        if outer is None or not outer.is_open:
+            return Request(self, self._deadline(deadline), isolation_level, read_only)
+        if join:
+            return JoinedRequest(outer)
+        return Request(self, self._inherited(outer, deadline), isolation_level, read_only)
+
+    def scope(
+        self,
+        *,
+        deadline: float | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        join: bool = True,
+    ) -> Scope:
+        """Return a request to enter by ``async with``; it acquires nothing before its `connection` is touched.
+
+        Arguments and errors are those of `request`.
+        """
+        outer = self._current.get()
+        if outer is None or not outer.is_open:
+            return Scope(self, self._deadline(deadline), isolation_level, read_only)
+        if join:
+            return JoinedScope(outer)
+        return Scope(self, self._inherited(outer, deadline), isolation_level, read_only)
+
+    def _inherited(self, outer: Work, deadline: float | None) -> Deadline:
+        return outer.deadline if deadline is None else self._deadline(deadline)
+
+    @property
+    async def connection(self) -> AsyncConnection[Any]:
+        """The connection of the current request, acquired at the first touch.
+
+        Raises ``RuntimeError`` outside a request, and what `request` raises.
+        """
+        scope = self._open_scope()
+        if scope is None:
+            raise RuntimeError("no request is open: use @with_db, engine.request(), engine.scope() or engine.connect()")
+        return await scope.connection
+
+    async def connect(self, *, deadline: float | None = None) -> AsyncConnection[Any]:
+        """Begin a request by hand and return its connection; end it with `clean`, best in a ``finally``.
+
+        `deadline` and errors are those of `request`. If a request is open, it is joined and its connection returned;
+        but one that was begun by hand and lost its connection is taken for forgotten, and a new one begins.
+        """
+        scope = self._open_scope()
+        if scope is not None and scope.begun_by_hand and not self._is_connected(scope):
+            await self._abort(scope)
+            scope = None
+        if scope is None:
+            scope = Scope(self, self._deadline(deadline), None, None)
+            scope.begun_by_hand = True
+            conn = await scope.connection
+            self._current.set(scope)
+            return conn
+        return await scope.connection
+
+    async def clean(self) -> CleanReport:
+        """End the request that `connect` began: commit, or roll back a failed transaction; then see to room.
+
+        Without a request it sees to room over an idle connection, if there is one. Raises what the end of `request`
+        raises, but no `TransactionFailed` for a transaction that a database error had failed before: that was seen.
+        """
+        scope = self._open_scope()
+        if scope is None:
+            return await self._clean_idle()
+        self._current.set(None)
+        scope.forgive()
+        return await uninterrupted(self._end(scope))
+
+    async def close(self) -> None:
+        """Roll back the current request, and close all connections: idle ones now, others when their requests end.
+
+        The engine can be used again; it opens new connections then.
+        """
+        self._check_process()
+        scope = self._open_scope()
+        if scope is not None:
+            await self._abort(scope)
+        self._reclaim()
+        self._condemn("the engine was closed")
+
+    async def census(self) -> Census:
+        """Ask the server now, over a connection of its own, how many connections there are and how many may come.
+
+        Raises what `request` raises, and ``RuntimeError`` if the server cannot tell, as behind a pooler.
+        """
+        slot = await self._acquire(Scope(self, self._deadline(None), None, None))
+        slot.wants_census, slot.census, lease = True, None, None
+        try:
+            if slot.watch is not None:
+                self._end_watch(slot, slot.watch)
+            lease = self._lease(slot)
+            await self._finish(slot, Ending.ROLLBACK, lease, self._deadline(CLOSE_SECONDS), Answers())
+            census = slot.census
+        except BaseException:
+            self._drop(slot, "the census failed")
+            raise
+        finally:
+            slot.wants_census = False
+            if lease is not None:
+                slot.lease = lease.seconds
+            self._release(slot, keep=not slot.conn.closed)
+        if census is None:
+            raise RuntimeError("there is no census: a pooler stands between, or the server refused it (see the log)")
+        return census
+
+    async def _clean_idle(self) -> CleanReport:
+        self._check_process()
+        slot = self._slots.take_idle()
+        if slot is None:
+            return CleanReport("closed", "no connection is open")
+        if not self._is_usable(slot, self._clock.wall()):
+            self._slots.give_back(None)
+            return CleanReport("closed", "the idle connection was dead or too old")
+        report, _ = await uninterrupted(self._conclude(slot, Scope(self, self._deadline(0), None, None)))
+        return report
+
+    def _open_scope(self) -> Work | None:
+        """Return the current request; not one that has ended or is the parent's: tasks and forks inherit those."""
+        scope = self._current.get()
+        return scope if scope is not None and scope.is_open else None
+
+    def _is_connected(self, scope: Work) -> bool:
+        return scope._slot is not None and scope._slot.line.is_alive()
+
+    async def _abort(self, scope: Work) -> None:
+        self._current.set(None)
+        scope.fail()
+        await uninterrupted(self._end(scope))

@@ -1,0 +1,91 @@
+"""The async counterpart of `serverless_pg_kit.line`."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.abc import RV, PQGen
+
+from serverless_pg_kit.aio.waiting import Lock, is_ready
+from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.exchange import Answers, advance, check
+from serverless_pg_kit.line import EVENTS, LineBase
+
+
+class Line(LineBase):
+    """The line to the server of `conn`, in whichever event loop runs."""
+
+    __slots__ = ()
+
+    conn: AsyncConnection[Any]
+
+    def close(self) -> None:
+        """Close the connection, whatever its state. Nothing is waited for, so no event loop is needed."""
+        closing = self.conn.close()
+        with suppress(StopIteration):
+            closing.send(None)
+            closing.close()  # a subclass waits for something
+            self.conn.pgconn.finish()
+
+    def enter_loop(self) -> None:
+        """Forget the event loop of earlier requests. Only the connection's lock may know it: a lock that was contended
+        works in no other loop."""
+        if not self.conn.lock.locked():
+            self.conn.lock = Lock()
+
+    async def run(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
+        """Send `message` in the simple protocol, holding the connection's lock; return the answers, complete.
+
+        They are added to `answers` as they come, if that is given. Raises `ExchangeTimeout` at the deadline and
+        ``psycopg.OperationalError`` if the connection is lost before the server has said anything about the last
+        statement.
+        """
+        conn = self.conn
+        pgconn = conn.pgconn
+        if answers is None:
+            answers = Answers()
+        answers.conn = conn
+        async with conn.lock:
+            pgconn.send_query(message)
+            while pgconn.flush():  # the server may have to be listened to before it takes the rest
+                await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
+            await self._wait_for(select.POLLIN, deadline)
+            while not advance(pgconn, answers):
+                await self._wait_for(select.POLLIN, deadline)
+        return answers
+
+    async def _wait_for(self, events: int, deadline: Deadline) -> None:
+        pgconn = self.conn.pgconn
+        check(deadline, await is_ready(pgconn.socket, events, deadline.at - deadline.now()))
+        pgconn.consume_input()
+
+    async def roll_back(self, deadline: Deadline) -> None:
+        """Do what ``conn.rollback()`` does, within `deadline`. Raises `ExchangeTimeout` and what psycopg raises.
+
+        A ROLLBACK behind psycopg's back would leave its cache of prepared statements wrong.
+        """
+        async with self.conn.lock:
+            await self.wait(self.conn._rollback_gen(), deadline)
+
+    async def wait(self, gen: PQGen[RV], deadline: Deadline, late: Callable[[], Any] | None = None) -> RV:
+        """Do what ``conn.wait`` does with one of psycopg's own generators, until `deadline`.
+
+        Then `late` is called, if it is given: that may help the generator to an end of its own until the new deadline
+        that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
+        """
+        try:
+            wanted = next(gen)
+            while True:
+                if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], deadline.at - deadline.now()):
+                    wanted = gen.send(wanted)  # Ready and Wait have the same values
+                elif late is not None and not deadline.remaining():
+                    deadline, late = await late(), None
+                else:
+                    check(deadline, False)
+        except StopIteration as done:
+            result: RV = done.value
+            return result

@@ -1,0 +1,121 @@
+"""A request on an engine: it begins without a connection, acquires one at the first touch, and ends as it should.
+
+`Work` is the request itself; `Scope` and `Request` are the two forms in which users hold it.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from psycopg import AsyncConnection
+
+from serverless_pg_kit.aio.waiting import Lock, uninterrupted
+from serverless_pg_kit.scope_base import WorkBase
+
+
+class Work(WorkBase):
+    """A request that waits in the way of its engine."""
+
+    __slots__ = ()
+
+    _make_lock = Lock
+
+    @property
+    async def connection(self) -> AsyncConnection[Any]:
+        """The request's connection, inside a transaction; acquired at the first touch.
+
+        Raises what `Engine.request` raises, and ``RuntimeError`` once the request has ended. The engine closes it.
+        """
+        if self.report is not None:
+            raise RuntimeError("this request has ended: its connection may already serve another one")
+        async with self._lock:  # tasks that share the request share its one connection
+            slot = self._slot
+            if slot is None:
+                self._slot = slot = await self._engine._acquire(self)
+            conn: AsyncConnection[Any] = slot.conn
+            return conn
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._wants_commit = False
+        # Stored and not reset by token: the block may end in another context than it began in.
+        current = self._engine._current
+        if current.get() is self:
+            current.set(self._outer)
+        await uninterrupted(self._engine._end(self))
+
+
+class Scope(Work):
+    """A request in an ``async with`` block that gives the request itself. Made by `Engine.scope`; adapters stand on it.
+
+    It acquires nothing until its `connection` is touched.
+    """
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Scope:
+        self._begin()
+        return self
+
+
+class Request(Work):
+    """A request in an ``async with`` block that gives its connection, acquired at once. Made by `Engine.request`."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> AsyncConnection[Any]:
+        self._begin()
+        try:
+            self._slot = slot = await self._engine._acquire(self)
+            conn: AsyncConnection[Any] = slot.conn
+            return conn
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+
+
+class Joined(Work):
+    """A request inside another one on the same engine: it uses that one's connection, which also ends it."""
+
+    __slots__ = ("_joined",)
+
+    def __init__(self, outer: Work) -> None:
+        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only)
+        self._joined = outer
+
+    @property
+    async def connection(self) -> AsyncConnection[Any]:
+        """The connection of the request that was joined."""
+        return await self._joined.connection
+
+    @property
+    def has_connection(self) -> bool:
+        """Whether the request that was joined has acquired a connection."""
+        return self._joined.has_connection
+
+    def _begin(self) -> None:
+        """Leave the request that was joined the current one."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None or not self._wants_commit:
+            self._joined.spoil()
+
+
+class JoinedScope(Joined, Scope):
+    """A joined `Scope`."""
+
+    __slots__ = ()
+
+
+class JoinedRequest(Joined, Request):
+    """A joined `Request`."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> AsyncConnection[Any]:
+        return await self._joined.connection

@@ -1,0 +1,147 @@
+"""What the async shell waits with: the counterparts of `serverless_pg_kit.waiting`, name by name.
+
+Nothing here belongs to one event loop for longer than a call lasts, and no task outlives the call that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import select
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from inspect import isawaitable
+from typing import Any, TypeVar
+
+from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.waiting import LONGEST, Steps
+
+T = TypeVar("T")
+
+Lock = asyncio.Lock
+
+
+async def drive(steps: Steps[T]) -> T:
+    """Run `steps` to their end and return their result. Raises what they raise; closes them if it is cancelled."""
+    try:
+        wanted = next(steps)
+        while True:
+            wanted = steps.send(await is_ready(*wanted))
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    finally:
+        steps.close()
+
+
+async def is_ready(descriptor: int, events: int, seconds: float) -> bool:
+    """Wait until one of `events` (of ``select.poll``) happens on `descriptor`, or `seconds` have passed; tell which."""
+    loop = asyncio.get_running_loop()
+    happened: asyncio.Future[bool] = loop.create_future()
+    timer = loop.call_later(max(0.0, seconds), settle, happened, False) if seconds <= LONGEST else None
+    try:
+        if events & select.POLLIN:
+            loop.add_reader(descriptor, settle, happened, True)
+        if events & select.POLLOUT:
+            loop.add_writer(descriptor, settle, happened, True)
+        return await happened
+    finally:
+        if events & select.POLLIN:
+            loop.remove_reader(descriptor)
+        if events & select.POLLOUT:
+            loop.remove_writer(descriptor)
+        if timer is not None:
+            timer.cancel()
+
+
+def settle(future: asyncio.Future[T], value: T) -> None:
+    """Give `future` its `value`, unless it has one."""
+    if not future.done():
+        future.set_result(value)
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Return what `work` returns, and let it come to its end even if the caller is cancelled meanwhile.
+
+    The cancellation is passed on then, unless `work` itself failed: its error tells more. Used for the end of a
+    request: a COMMIT that is not waited for is an unknown one.
+    """
+    task = asyncio.ensure_future(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is not None and (task.cancelled() or task.exception() is None):
+        raise cancellation
+    return task.result()
+
+
+async def elsewhere(function: Callable[..., T], *args: Any) -> T:
+    """Return what ``function(*args)`` returns, called in a thread of its own: it may block, as name resolution does.
+
+    A caller that is cancelled leaves the thread to itself. It is none of the loop's, whose end would wait for it.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Callable[[], T]] = loop.create_future()
+
+    def call() -> None:
+        outcome = outcome_of(function, *args)
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle, answer, outcome)
+
+    threading.Thread(target=call, daemon=True, name="serverless_pg_kit").start()
+    return (await answer)()
+
+
+def outcome_of(function: Callable[..., T], *args: Any) -> Callable[[], T]:
+    """Call ``function(*args)``; return a function that returns its result, or raises its exception."""
+    try:
+        result = function(*args)
+    except Exception as error:
+        failure = error
+
+        def fail() -> T:
+            raise failure
+
+        return fail
+    return lambda: result
+
+
+async def pause(clock: Clock, seconds: float) -> None:
+    """Sleep for `seconds`, by the `clock` if it has a sleep of its own."""
+    if clock.sleep is time.sleep:
+        await asyncio.sleep(seconds)
+    else:
+        clock.sleep(seconds)
+
+
+class Bell:
+    """Wakes one task. It may be rung from any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._rung: asyncio.Future[bool] = self._loop.create_future()
+
+    def ring(self) -> None:
+        """Wake the task that waits, or will wait."""
+        with suppress(RuntimeError):  # its loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(settle, self._rung, True)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until the bell is rung, at most for `seconds`."""
+        timer = self._loop.call_later(min(seconds, LONGEST), settle, self._rung, False) if seconds < math.inf else None
+        try:
+            await self._rung
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+
+async def completed(result: object) -> None:
+    """Wait for `result`, if it is awaitable."""
+    if isawaitable(result):
+        await result
