@@ -78,8 +78,9 @@ class AcquiringBase(EngineBase):
         conn = self.settings.connection_class(pgconn)
         try:
             conn.autocommit = self.settings.autocommit
+            unconfigured = Baseline(conn)
             talks = self._configure(conn)
-            slot = self._slot(conn, Baseline(conn))
+            slot = self._slot(conn, Baseline(conn, unconfigured))
         except BaseException:
             conn.close()
             raise
@@ -151,7 +152,7 @@ class AcquiringBase(EngineBase):
         introduce(slot, tables[-1][0])
         if not slot.direct:
             slot.conn.prepare_threshold = None
-            slot.baseline.attributes["prepare_threshold"] = None
+            slot.baseline.stop_preparing()
             self._announce(PoolerDetected(slot.pid))
         elif opening.census and len(tables) > 1 and tables[0]:
             slot.census = self._read_census(tables[0][0])

@@ -107,6 +107,12 @@ class EngineBase:
             raise SettingsError("configure left a transaction open: commit it, or set autocommit first")
         return bool(waits)
 
+    def _reconfigure(self, slot: Slot) -> None:
+        """Let the user configure the connection of `slot` again, from where it was the first time: handlers and
+        adapters, which no reset of the session undoes, would be there twice otherwise."""
+        slot.baseline.restore_unconfigured(slot.conn)
+        self._configure(slot.conn)
+
     def _begin_work(self) -> None:
         """Look at what happened since the last request: a fork, a thaw, requests that nobody ended."""
         if self._slots.process != processes.generation:
