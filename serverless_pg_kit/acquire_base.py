@@ -148,7 +148,7 @@ class AcquiringBase(EngineBase):
         introduce(slot, tables[-1][0])
         if not slot.direct:
             slot.conn.prepare_threshold = None
-            slot.baseline.attributes["prepare_threshold"] = None
+            slot.baseline.stop_preparing()
             self._announce(PoolerDetected(slot.pid))
         elif opening.census and len(tables) > 1 and tables[0]:
             slot.census = self._read_census(tables[0][0])

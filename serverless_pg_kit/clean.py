@@ -119,7 +119,7 @@ class Cleaning(Acquiring, CleaningBase):
             self._read_close(slot, closing, answers)
         slot.baseline.restore(slot.conn)
         if slot.configures_session and self.settings.reset:
-            self._configure(slot.conn)
+            self._reconfigure(slot)
 
     def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
         """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection, Connection, IsolationLevel
 from psycopg.adapt import AdaptersMap
 from psycopg.errors import Diagnostic
+from psycopg.pq import PGconn
 
 from serverless_pg_kit.statements import TransactionMode
 
@@ -63,20 +65,38 @@ def counted_waits(conn: AnyConnection) -> Iterator[list[None]]:
         del vars(conn)["wait"]
 
 
-class Baseline:
-    """A connection's own side as it was before its first request: the point to which every request returns."""
+@cache
+def drivers_names() -> frozenset[str]:
+    """Return the names of all that psycopg itself keeps in the ``__dict__`` of a connection."""
+    unconnected = PGconn.connect_start(b"=")  # no connection string: nothing is connected to
+    return frozenset(vars(Connection(unconnected)) | vars(AsyncConnection(unconnected)))
 
-    def __init__(self, conn: AnyConnection) -> None:
+
+class Baseline:
+    """A connection's own side as it was before its first request: the point to which every request returns.
+
+    `unconfigured` is the one from before ``configure``.
+    """
+
+    def __init__(self, conn: AnyConnection, unconfigured: Baseline | None = None) -> None:
         self.attributes: dict[str, Any] = {name: getattr(conn, name) for name in ATTRIBUTES}
+        self._unconfigured = unconfigured
         self._adapters = AdaptersMap(conn.adapters)
-        self._lists = [(name, list(getattr(conn, name))) for name in LISTS if hasattr(conn, name)]
+        self._lists = {name: list(getattr(conn, name)) for name in LISTS if hasattr(conn, name)}
+        self._others = {name: value for name, value in vars(conn).items() if name not in drivers_names()}
         self._remember(conn)
 
     def keep_notice_handler(self, handler: Callable[[Diagnostic], None]) -> None:
-        """Let `handler` be one of those that every request starts from."""
-        for name, values in self._lists:
-            if name == "_notice_handlers":
-                values.append(handler)
+        """Let `handler` be one of those that every request starts from, and every run of ``configure``."""
+        self._lists.get("_notice_handlers", []).append(handler)
+        if self._unconfigured is not None:
+            self._unconfigured.keep_notice_handler(handler)
+
+    def stop_preparing(self) -> None:
+        """Let every request start without prepared statements, and every run of ``configure``."""
+        self.attributes["prepare_threshold"] = None
+        if self._unconfigured is not None:
+            self._unconfigured.stop_preparing()
 
     def restore(self, conn: AnyConnection) -> None:
         """Put `conn`, whose session is idle, back to this state, without I/O.
@@ -86,40 +106,52 @@ class Baseline:
         """
         while conn.pgconn.notifies():
             pass
-        for name, values in self._lists:
-            held = getattr(conn, name)
-            if values or held:
-                held.clear()
-                held.extend(values)
         # One look at all that psycopg and the user keep on the object: mostly nothing has changed since the last time.
-        if vars(conn) != self._state or vars(conn._prepared) != self._statements:
-            self._restore_attributes(conn)
-        if conn._adapters is not None and not same_adapters(conn._adapters, self._adapters):
-            conn._adapters = AdaptersMap(self._adapters)
-            self._remember(conn)
+        if (
+            vars(conn) != self._state
+            or vars(conn._prepared) != self._statements
+            or not same_adapters(self._kept, self._adapters)
+        ):
+            self._put_back(conn)
 
-    def _restore_attributes(self, conn: AnyConnection) -> None:
+    def restore_unconfigured(self, conn: AnyConnection) -> None:
+        """Do what `restore` does, but back to the state before ``configure``, which is to follow."""
+        (self._unconfigured or self).restore(conn)
+
+    def _put_back(self, conn: AnyConnection) -> None:
         next(conn._commit_gen(), None)  # does nothing when idle, but raises if something was left open
         for name, value in self.attributes.items():
             if getattr(conn, name) != value:
                 assign(conn, name, value)
-        for name in vars(conn).keys() - self._state.keys():
-            if not name.startswith("_"):
-                delattr(conn, name)
+        for name, values in self._lists.items():
+            getattr(conn, name).clear()
+            getattr(conn, name).extend(values)
+        self._put_back_others(vars(conn))
+        if not same_adapters(conn.adapters, self._adapters):
+            conn._adapters = AdaptersMap(self._adapters)
         self._remember(conn)
 
+    def _put_back_others(self, own: dict[str, Any]) -> None:
+        """Put back what is not psycopg's: attributes of a class of one's own, or hung on by anybody."""
+        for name in own.keys() - drivers_names() - self._others.keys():
+            del own[name]
+        own.update(self._others)
+
     def _remember(self, conn: AnyConnection) -> None:
-        self._state = dict(vars(conn))
+        # The lists are the same objects all the time; it is their contents that are compared.
+        self._state = vars(conn) | {name: getattr(conn, name).copy() for name in self._lists}
         self._statements = dict(vars(conn._prepared))
+        self._kept = conn.adapters  # psycopg's own map, which it creates at the first touch and fills in place
 
 
 def same_adapters(one: AdaptersMap, other: AdaptersMap) -> bool:
-    """Tell whether two maps adapt the same: at once if neither was changed since one was copied from the other."""
-    return bool(
-        one._dumpers == other._dumpers
-        and one._dumpers_by_oid == other._dumpers_by_oid
+    """Tell whether neither map was changed since one was copied from the other. It is at once if so: they share their
+    parts until then, and what is compared here are a few references to those."""
+    return (
+        one.types._registry is other.types._registry
         and one._loaders == other._loaders
-        and one.types._registry == other.types._registry
+        and one._dumpers == other._dumpers
+        and one._dumpers_by_oid == other._dumpers_by_oid
     )
 
 

@@ -57,18 +57,19 @@ async def beside(function: Callable[..., Any], *args: Any) -> Any:
     return await asyncio.to_thread(call)
 
 
-def decorated(engine: Any, handler: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def decorated(engine: Any, handler: Callable[..., Any]) -> Callable[..., Any]:
     """Return `handler` decorated with ``with_db(engine)``, in the form that the engine needs, as one that blocks."""
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = with_db(naked(engine))
     if not isinstance(engine, Blocking):
-        return with_db(engine)(handler)
+        return decorate(handler)
 
     @functools.wraps(handler)
     async def awaited(*args: Any, **kwargs: Any) -> Any:
         clothes = {name: clothed(value) for name, value in kwargs.items()}
         return await beside(functools.partial(handler, *args, **clothes))
 
-    decorated_handler = with_db(engine._naked)(awaited)
-    return lambda event, context: run(decorated_handler(event, context))
+    awaitable = decorate(awaited)
+    return lambda event, context: run(awaitable(event, context))
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

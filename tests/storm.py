@@ -27,6 +27,10 @@ would meet a request that begins meanwhile only now and then."""
 PAUSES = 0.15
 """Share of the requests that pause before they begin. The others follow at once."""
 
+PATIENCE = 10
+"""An engine goes on for so many times its requests until it was struck as often as it has to be. How often that happens
+in a number of requests is a question of the machine's speed."""
+
 
 class Aiming(Statements):
     """The kit's statements, with a reaper that aims for long."""
@@ -46,11 +50,15 @@ class Unguarded(Statements):
 
 
 class Part(NamedTuple):
-    """One engine's part in a storm: with these settings, the requests with the entries from `first` up to `last`."""
+    """One engine's part in a storm: with these settings, at least so many `requests`, until its connection was ended
+    `strokes` times in the way that counts as `stroke` in its stats. Its entries are `first` and then every `step`."""
 
     names: dict[str, Any]
     first: int
-    last: int
+    step: int
+    requests: int
+    stroke: str = "losses"
+    strokes: int = 0
 
 
 class Record(NamedTuple):
@@ -66,7 +74,10 @@ def weather(part: Part) -> Record:
     engine, dice = Engine(**part.names), random.Random(part.first)
     written: list[int] = []
     errors: list[str] = []
-    for entry in range(part.first, part.last):
+    for number in range(PATIENCE * part.requests):
+        if number >= part.requests and getattr(engine.stats, part.stroke) >= part.strokes:
+            break
+        entry = part.first + number * part.step
         if dice.random() < PAUSES:
             time.sleep(REAPER_AGE * (0.5 + 4 * dice.random()))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 import traceback
@@ -11,6 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
+
+from serverless_pg_kit import Engine
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
 
@@ -25,7 +28,7 @@ def debian_15() -> Path:
     return DEBIAN_15
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
     """Return whether `condition` becomes true within `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
@@ -67,6 +70,24 @@ def kill(conn: psycopg.Connection[Any], *pids: int) -> None:
     """End sessions and wait until they are gone."""
     for pid in pids:
         conn.execute("select pg_terminate_backend(%s, 5000)", [pid])
+
+
+def check_replaced_soon(engine: Engine, lost: psycopg.Connection[Any]) -> None:
+    """Check that the next request is served, although the line of the idle connection `lost` is silent. The bound is
+    about a second, a slow machine not counted; the system's own would be minutes."""
+    started = time.monotonic()
+    with engine.request() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+        assert time.monotonic() - started < 5.0
+        assert conn is not lost
+    assert (engine.stats.losses, engine.stats.connects) == (1, 2)
+
+
+def settable(conn: psycopg.Connection[Any]) -> dict[str, Any]:
+    """Return the public attributes of `conn` that can be set, whichever this version of psycopg has."""
+    properties = inspect.getmembers(type(conn), lambda member: isinstance(member, property) and member.fset is not None)
+    names = {*dict(properties), *vars(conn)}
+    return {name: getattr(conn, name) for name in names if not name.startswith("_")}
 
 
 def whole_chain(error: BaseException | None) -> Iterator[str]:

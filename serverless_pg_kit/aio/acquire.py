@@ -144,8 +144,9 @@ class Acquiring(AcquiringBase):
         """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""
         conn = self._connection(pgconn)
         try:
+            unconfigured = Baseline(conn)
             talks = await self._configure(conn)
-            slot = self._slot(conn, Baseline(conn))
+            slot = self._slot(conn, Baseline(conn, unconfigured))
         except BaseException:
             Line(conn).close()
             raise
@@ -162,6 +163,12 @@ class Acquiring(AcquiringBase):
         if conn.pgconn.transaction_status != TransactionStatus.IDLE:
             raise SettingsError("configure left a transaction open: commit it, or set autocommit first")
         return bool(waits)
+
+    async def _reconfigure(self, slot: Slot) -> None:
+        """Let the user configure the connection of `slot` again, from where it was the first time: handlers and
+        adapters, which no reset of the session undoes, would be there twice otherwise."""
+        slot.baseline.restore_unconfigured(slot.conn)
+        await self._configure(slot.conn)
 
     async def _open(self, slot: Slot, scope: Work, deadline: Deadline, patience: float) -> Failure | None:
         """Send the open exchange; return how the connection turned out dead, and then nothing of the user's has run.

@@ -118,7 +118,7 @@ class Cleaning(Acquiring, CleaningBase):
             self._read_close(slot, closing, answers)
         slot.baseline.restore(slot.conn)
         if slot.configures_session and self.settings.reset:
-            await self._configure(slot.conn)
+            await self._reconfigure(slot)
 
     async def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
         """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""

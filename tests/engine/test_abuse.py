@@ -24,10 +24,10 @@ def test_rollback_is_bounded(make_engine: Any, proxy: Proxy, server: PostgresSer
     """A server that falls silent does not hold a handler that has already failed."""
     engine = make_engine(conninfo=proxy.reroute(server.dsn))
     started = time.monotonic()
-    with pytest.raises(ValueError, match="mine"), engine.request(deadline=0.5):
+    with pytest.raises(ValueError, match="mine"), engine.request(deadline=2.0):
         proxy.hush()
         raise ValueError("mine")
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 10.0
     assert engine.stats.open == 0
 
 
@@ -39,7 +39,7 @@ def test_cleaning_an_idle_connection_is_bounded(make_engine: Any, proxy: Proxy, 
     proxy.hush()
     started = time.monotonic()
     assert engine.clean().decision == "closed"
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 10.0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
 import pytest
 from blocking import decorated
-from support import entries
+from support import entries, eventually
 
 from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
+from serverless_pg_kit.events import Committed, Connected, Event, Leased
+from serverless_pg_kit.slots import Slot
 
 
 def test_error_at_commit_is_told_and_the_connection_kept(make_engine: Any, superuser: Any, ledger: str) -> None:
@@ -39,27 +41,37 @@ def cut_line(descriptor: int) -> None:
         line.shutdown(socket.SHUT_RDWR)
 
 
-def test_session_killed_during_commit_is_unknown(make_engine: Any, superuser: Any, ledger: str) -> None:
+@pytest.fixture
+def slow_commit(superuser: Any) -> Iterator[None]:
+    """Let each COMMIT after an insert into the table ``audit`` wait for a lock that `superuser` holds."""
+    superuser.execute("drop table if exists audit; create table audit (x int); grant all on audit to app")
+    superuser.execute(
+        """create or replace function wait_for_lock() returns trigger language plpgsql as
+           $$ begin perform pg_advisory_xact_lock(77); return null; end $$"""
+    )
+    superuser.execute(
+        """create constraint trigger slow after insert on audit deferrable initially deferred
+           for each row execute function wait_for_lock()"""
+    )
+    superuser.execute("select pg_advisory_lock(77)")
+    yield
+    superuser.execute("select pg_advisory_unlock_all()")
+
+
+def test_session_killed_during_commit_is_unknown(make_engine: Any, superuser: Any, slow_commit: None) -> None:
     """A connection cut while COMMIT runs is the one case in which nobody can know."""
     engine = make_engine()
+    waits = "select 1 from pg_stat_activity where pid = %s and wait_event = 'advisory'"
+
+    def cut_in_mid_commit(pid: int, descriptor: int) -> None:
+        assert eventually(lambda: superuser.execute(waits, [pid]).fetchone() == (1,))
+        cut_line(descriptor)
 
     def body() -> None:
         with engine.request() as conn:
-            conn.execute("insert into ledger values (1)")
-            # The commit waits for this trigger, which cuts the client's line instead of ending the session.
-            conn.execute(
-                """create or replace function cut() returns trigger language plpgsql as
-                   $$ begin perform pg_sleep(0.5); return null; end $$"""
-            )
-            conn.execute(
-                "create constraint trigger slow after insert on audit deferrable initially deferred"
-                " for each row execute function cut()"
-            )
             conn.execute("insert into audit values (1)")
-            threading.Timer(0.2, cut_line, [conn.fileno()]).start()
+            threading.Thread(target=cut_in_mid_commit, args=(conn.info.backend_pid, conn.fileno())).start()
 
-    superuser.execute("drop table if exists audit; create table audit (x int); alter table audit owner to app")
-    superuser.execute("grant create on schema public to app")
     with pytest.raises(CommitUnknown, match="may or may not"):
         body()
     with engine.request() as conn:
@@ -151,3 +163,78 @@ def test_clean_up_never_replaces_the_users_exception(make_engine: Any, superuser
     with pytest.raises(ValueError, match="mine"):
         body()
     assert engine.stats.in_use == engine.stats.open == 0
+
+
+def close_elsewhere(engine: Engine) -> None:
+    """Close `engine` in another thread, and wait for that."""
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    closer.join(10)
+    assert not closer.is_alive()
+
+
+def check_closed_in_time(engine: Engine, superuser: Any) -> None:
+    """Check that a request during which `engine` is closed is committed, and that its connection is not kept."""
+    with engine.request() as conn:
+        conn.execute("insert into ledger values (1)")
+    assert conn.closed
+    assert (engine.stats.open, engine.stats.in_use, engine.stats.connects) == (0, 0, 1)
+    assert entries(superuser) == [1]
+    with engine.request() as other:
+        assert other.execute("select 1").fetchone() == (1,)
+    assert engine.stats.connects == 2
+
+
+@pytest.mark.parametrize("moment", [Connected, Leased, Committed])
+def test_engine_that_is_closed_by_another_thread_keeps_nothing(
+    make_engine: Any, superuser: Any, ledger: str, moment: type[Event]
+) -> None:
+    """Whether a request has just begun, is about to give its connection back, or has just done so."""
+    seen: list[Event] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, moment) and not seen:
+            seen.append(event)
+            close_elsewhere(engine)
+
+    engine = make_engine(on_event=listen)
+    check_closed_in_time(engine, superuser)
+    assert seen
+
+
+def test_engine_that_is_closed_at_the_last_moment_keeps_nothing(
+    make_engine: Any, superuser: Any, ledger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After all that a request's end looks at, and before its connection is among the idle ones."""
+    engine = make_engine()
+    give_back = engine._slots.give_back
+    seen: list[Slot | None] = []
+
+    def late(slot: Slot | None) -> bool:
+        if not seen:
+            close_elsewhere(engine)
+        seen.append(slot)
+        return bool(give_back(slot))
+
+    monkeypatch.setattr(engine._slots, "give_back", late)
+    check_closed_in_time(engine, superuser)
+
+
+@pytest.mark.xfail(strict=True, reason="the end of a request decides about room before it commits")
+@pytest.mark.parametrize("decision", ["_lease", "_reap_order"])
+def test_failing_decision_about_room_costs_no_commit(
+    make_engine: Any, superuser: Any, ledger: str, monkeypatch: pytest.MonkeyPatch, decision: str
+) -> None:
+    """The kit's own mistake is an event: the request is committed, its place is given back, and the next is served."""
+
+    def fail(*values: Any) -> None:
+        raise LookupError("the kit's own mistake")
+
+    engine = make_engine(max_size=1, max_wait=1)
+    with monkeypatch.context() as patch, engine.request() as conn:
+        conn.execute("insert into ledger values (1)")
+        patch.setattr(engine, decision, fail)
+    assert entries(superuser) == [1]
+    assert (engine.stats.in_use, engine.stats.maintenance_failures) == (0, 1)
+    with engine.request() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)

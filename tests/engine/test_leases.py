@@ -51,7 +51,7 @@ def wait_until_idle_for(superuser: psycopg.Connection[Any], pid: int, seconds: f
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("autocommit", [True, False])
-@pytest.mark.parametrize("deadline", [None, 2.0, 3600.0])
+@pytest.mark.parametrize("deadline", [None, 5.0, 3600.0])
 def test_connection_sleeps_with_a_lease(
     make_engine: Any, reset: bool, autocommit: bool, deadline: float | None
 ) -> None:
@@ -118,8 +118,9 @@ def test_lease_reaches_beyond_the_deadline_and_no_further(make_engine: Any) -> N
     engine = make_engine(lease=0.25, max_connections=PLENTY)
     backend(engine)
     query = "select extract(epoch from current_setting('idle_session_timeout')::interval)"
-    with engine.request(deadline=20) as conn:
-        assert 20 < conn.execute(query).fetchone()[0] <= 21
+    with engine.scope(deadline=20) as scope:
+        [seconds] = scope.connection.execute(query).fetchone()
+        assert scope.deadline.remaining() < seconds <= 21
     with engine.request() as conn:
         assert conn.execute(query).fetchone() == (0,)
 
@@ -149,7 +150,7 @@ def test_autocommit_keeps_the_long_lease(make_engine: Any) -> None:
     """Nothing tells the server when such a request begins, so the lease is the same in it, whatever the deadline."""
     engine = make_engine(autocommit=True, max_connections=PLENTY)
     backend(engine)
-    for deadline in (None, 1.0, 3600.0):
+    for deadline in (None, 5.0, 3600.0):
         with engine.request(deadline=deadline) as conn:
             assert conn.execute("show idle_session_timeout").fetchone() == ("5min",)
 
@@ -175,6 +176,7 @@ def test_tight_lease_does_not_end_an_autocommit_request_that_pauses(
             assert conn.execute("select 1").fetchone() == (1,)
 
 
+@pytest.mark.timeout(600)  # a slow machine takes long for so many connects
 def test_leases_that_end_all_the_time_hurt_nobody(make_engine: Any) -> None:
     """Requests that come just when the server ends their connection are served all the same.
 
@@ -266,7 +268,7 @@ def test_frozen_fleet_disappears_by_itself(server: PostgresServer, superuser: An
         fleet.go_on()
         assert fleet.hear() == "asleep"
         fleet.freeze()
-        assert eventually(lambda: not sessions(superuser, "frozen"), seconds=5.0)
+        assert eventually(lambda: not sessions(superuser, "frozen"))
         assert eventually(lambda: server.log.count(said) == before + 50)
         fleet.thaw()
         fleet.go_on()

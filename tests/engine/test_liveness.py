@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from proxy import Proxy
-from support import eventually, kill, sessions
+from support import check_replaced_soon, eventually, kill, sessions
 
 from serverless_pg_kit import AcquireTimeout, TransactionFailed
 from serverless_pg_kit.events import Event, Expired, Lost, Retrying
@@ -30,10 +30,17 @@ def test_connection_killed_while_idle_is_replaced_without_delay(make_engine: Any
     assert not [event for event in events if isinstance(event, Retrying)]
 
 
-def test_expired_session_is_replaced(make_engine: Any) -> None:
+def talk(conn: psycopg.Connection[Any]) -> None:
+    """Configure a connection by SQL, which has to be done again after each reset."""
+    conn.execute("set work_mem = '7MB'")
+    conn.commit()
+
+
+@pytest.mark.parametrize("configure", [None, talk])
+def test_expired_session_is_replaced(make_engine: Any, configure: Any) -> None:
     """A session that the server ended by its lease (57P05) is told apart from one that was lost."""
     events: list[Event] = []
-    engine = make_engine(lease=0.05, on_event=events.append)
+    engine = make_engine(lease=0.05, on_event=events.append, configure=configure)
     engine.connect()
     engine.clean()
     idle = engine._slots._idle[0]
@@ -126,12 +133,7 @@ def test_silent_loss_is_bounded(make_engine: Any, proxy: Proxy, server: Postgres
     with engine.request() as conn:
         lost = conn
     proxy.hush()
-    started = time.monotonic()
-    with engine.request() as conn:
-        assert conn.execute("select 1").fetchone() == (1,)
-        assert time.monotonic() - started < 1.5
-        assert conn is not lost
-    assert (engine.stats.losses, engine.stats.connects) == (1, 2)
+    check_replaced_soon(engine, lost)
 
 
 def test_silent_server_fails_within_the_deadline(make_engine: Any, proxy: Proxy, server: PostgresServer) -> None:
@@ -143,7 +145,7 @@ def test_silent_server_fails_within_the_deadline(make_engine: Any, proxy: Proxy,
     started = time.monotonic()
     with pytest.raises(AcquireTimeout):
         engine.connect()
-    assert 0.5 < time.monotonic() - started < 1.0
+    assert 0.5 < time.monotonic() - started < 5.0
     assert (engine.stats.open, engine.stats.in_use) == (0, 0)
 
 
@@ -171,7 +173,7 @@ def test_killed_handler_leaves_nothing_open(server: PostgresServer, superuser: A
         active = "select 1 from pg_stat_activity where application_name = 'doomed' and state = 'active'"
         assert eventually(lambda: superuser.execute(active).fetchone() == (1,))
         process.kill()
-    assert eventually(lambda: not sessions(superuser, "doomed"), seconds=3.0)
+    assert eventually(lambda: not sessions(superuser, "doomed"))
 
 
 def test_engine_that_is_collected_closes_its_connections(
@@ -194,6 +196,7 @@ def test_request_that_is_late_condemns_nobody(make_engine: Any, proxy: Proxy, se
     with engine.request(join=False), engine.request(join=False):
         pass
     assert engine.stats.open == 2
+    proxy.hush(newcomers=True)  # so that no answer can be there already
     with pytest.raises(AcquireTimeout), engine.request(deadline=0.0):
         pass
-    assert engine.stats.open >= 1
+    assert engine.stats.open == 1

@@ -62,10 +62,18 @@ def accepts(port: int) -> bool:
         return line.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_nothing_session_wide_is_sent_through_a_pooler(engines: Any, pooler: str) -> None:
-    """The guard, the time-outs and the reset stay away from a server connection that others use too."""
+def talk(conn: psycopg.Connection[Any]) -> None:
+    """Ask the server something while a connection is configured."""
+    conn.execute("select 1")
+    conn.commit()
+
+
+@pytest.mark.parametrize("configure", [None, talk])
+def test_nothing_session_wide_is_sent_through_a_pooler(engines: Any, pooler: str, configure: Any) -> None:
+    """The guard, the time-outs and the reset stay away from a server connection that others use too; so do prepared
+    statements."""
     events: list[Event] = []
-    engine = engines(conninfo=pooler, on_event=events.append)
+    engine = engines(conninfo=pooler, on_event=events.append, configure=configure)
     for _ in range(8):  # more often than psycopg waits before it prepares a statement
         with engine.request(deadline=30) as conn:
             assert conn.execute("select 1").fetchone() == (1,)

@@ -12,24 +12,12 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row, tuple_row
 from psycopg.types.string import TextLoader
-from support import NOTICES_DISCARDS, entries
+from support import NOTICES_DISCARDS, entries, settable
 
 from serverless_pg_kit import Engine, TransactionFailed
 from serverless_pg_kit.testing import PostgresServer
 
 Conn = psycopg.Connection[Any]
-
-ATTRIBUTES = (
-    "autocommit",
-    "isolation_level",
-    "read_only",
-    "deferrable",
-    "row_factory",
-    "cursor_factory",
-    "server_cursor_factory",
-    "prepare_threshold",
-    "prepared_max",
-)
 
 
 def state(conn: Conn) -> tuple[Any, ...]:
@@ -45,8 +33,7 @@ def state(conn: Conn) -> tuple[Any, ...]:
                   (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
                   (select count(*) from pg_listening_channels()), (select count(*) from pg_cursors)"""
     ).fetchall()
-    attributes = [getattr(conn, name) for name in ATTRIBUTES]
-    return (*row, *attributes, conn.info.encoding, list(conn.notifies(timeout=0)))
+    return (*row, settable(conn), conn.info.encoding, list(conn.notifies(timeout=0)))
 
 
 def sql(*statements: str) -> Callable[[Conn], None]:
