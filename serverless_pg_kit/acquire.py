@@ -139,7 +139,7 @@ class Acquiring(AcquiringBase):
 
     def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
         """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""
-        conn = self._connection(pgconn)
+        conn: Any = self._connection(pgconn)
         try:
             unconfigured = Baseline(conn)
             talks = self._configure(conn)

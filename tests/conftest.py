@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from blocking import blocking_engine
 from proxy import Proxy
-from support import debian_15, server_versions
+from support import debian_15, server_versions, shells
 
 from serverless_pg_kit import Engine
 from serverless_pg_kit.testing import PostgresServer
@@ -41,7 +41,7 @@ def tiny_server() -> Iterator[PostgresServer]:
         yield running
 
 
-@pytest.fixture(params=["sync", "async"])
+@pytest.fixture(params=shells())
 def shell(request: pytest.FixtureRequest) -> MakeEngine:
     """Each of the shells: what makes an engine of it."""
     return Engine if request.param == "sync" else blocking_engine

@@ -110,6 +110,11 @@ def server_versions() -> list[int]:
     return [int(version) for version in os.environ.get("TEST_SERVERS", "15,16,18").split(",")]
 
 
+def shells() -> list[str]:
+    """Return the shells to test: both, or those in the variable TEST_SHELLS (as in "sync")."""
+    return os.environ.get("TEST_SHELLS", "sync,async").split(",")
+
+
 NOTICES_DISCARDS = tuple(int(part) for part in psycopg.__version__.split(".")[:2]) >= (3, 3)
 """Whether psycopg itself notices that prepared statements were discarded by SQL: before 3.3 its own next use fails."""
 

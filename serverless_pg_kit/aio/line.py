@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.abc import RV, PQGen
 
-from serverless_pg_kit.aio.waiting import Lock, is_ready
+from serverless_pg_kit.aio.waiting import is_ready
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.exchange import Answers, advance, check
 from serverless_pg_kit.line import EVENTS, LineBase
@@ -19,9 +20,13 @@ from serverless_pg_kit.line import EVENTS, LineBase
 class Line(LineBase):
     """The line to the server of `conn`, in whichever event loop runs."""
 
-    __slots__ = ()
+    __slots__ = ("_loop",)
 
     conn: AsyncConnection[Any]
+
+    def __init__(self, conn: AsyncConnection[Any]) -> None:
+        super().__init__(conn)
+        self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
         """Close the connection, whatever its state. Nothing is waited for, so no event loop is needed."""
@@ -34,8 +39,9 @@ class Line(LineBase):
     def enter_loop(self) -> None:
         """Forget the event loop of earlier requests. Only the connection's lock may know it: a lock that was contended
         works in no other loop."""
-        if not self.conn.lock.locked():
-            self.conn.lock = Lock()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop and not self.conn.lock.locked():
+            self._loop, self.conn.lock = loop, asyncio.Lock()
 
     async def run(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
         """Send `message` in the simple protocol, holding the connection's lock; return the answers, complete.

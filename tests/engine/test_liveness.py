@@ -197,6 +197,17 @@ def test_request_that_is_late_condemns_nobody(make_engine: Any, proxy: Proxy, se
         pass
     assert engine.stats.open == 2
     proxy.hush(newcomers=True)  # so that no answer can be there already
-    with pytest.raises(AcquireTimeout), engine.request(deadline=0.0):
+    with pytest.raises(AcquireTimeout), engine.request(deadline=0.1):
         pass
     assert engine.stats.open == 1
+
+
+def test_request_that_is_over_before_it_begins_touches_nothing(make_engine: Any, superuser: Any) -> None:
+    """Without any time left it is told so at once: no connect, and the idle connection stays."""
+    engine = make_engine()
+    for _ in range(2):
+        with pytest.raises(AcquireTimeout, match="deadline was over"), engine.request(deadline=0.0):
+            pass
+        with engine.request():
+            pass
+    assert (engine.stats.connects, engine.stats.open, engine.stats.in_use) == (1, 1, 0)

@@ -9,9 +9,10 @@ from typing import Any
 
 import psycopg
 import pytest
+from blocking import naked
 from psycopg.pq import Format
 from psycopg.types.string import TextLoader
-from support import settable
+from support import SYNC_ONLY, settable
 
 from serverless_pg_kit import Engine, session
 from serverless_pg_kit.session import ATTRIBUTES, drivers_names
@@ -20,8 +21,8 @@ INT8 = 20
 """The type's number in PostgreSQL."""
 
 
-class OwnConnection(psycopg.Connection[Any]):
-    """A class that keeps things on itself, as one for several tenants may do."""
+class Keeping:
+    """Makes of a connection's class one that keeps things on itself, as one for several tenants may do."""
 
     def __init__(self, *args: Any, **names: Any) -> None:
         super().__init__(*args, **names)
@@ -30,9 +31,23 @@ class OwnConnection(psycopg.Connection[Any]):
         self.seen: list[str] = []
 
 
-def own_attributes(conn: psycopg.Connection[Any]) -> dict[str, Any]:
+class OwnConnection(Keeping, psycopg.Connection[Any]):
+    """For an engine that blocks."""
+
+
+class OwnAsyncConnection(Keeping, psycopg.AsyncConnection[Any]):
+    """For one that does not."""
+
+
+@pytest.fixture
+def own_class(shell: Any) -> type[Any]:
+    """A class of one's own for each shell."""
+    return OwnConnection if shell is Engine else OwnAsyncConnection
+
+
+def own_attributes(conn: Any) -> dict[str, Any]:
     """Return what is on `conn` besides that which psycopg keeps there."""
-    return {name: value for name, value in vars(conn).items() if name not in drivers_names()}
+    return {name: value for name, value in vars(naked(conn)).items() if name not in drivers_names()}
 
 
 def end_one(engine: Engine, ending: str, work: Callable[[Any], None]) -> None:
@@ -44,7 +59,7 @@ def end_one(engine: Engine, ending: str, work: Callable[[Any], None]) -> None:
 
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
-def test_attributes_of_a_class_of_ones_own_are_put_back(make_engine: Any, ending: str) -> None:
+def test_attributes_of_a_class_of_ones_own_are_put_back(make_engine: Any, own_class: type[Any], ending: str) -> None:
     """Public and private ones: those that were there have their values again, new ones are gone."""
 
     def leave(conn: Any) -> None:
@@ -52,7 +67,7 @@ def test_attributes_of_a_class_of_ones_own_are_put_back(make_engine: Any, ending
         conn.fresh, conn._fresh = "c", "d"
         del conn.seen
 
-    engine = make_engine(connection_class=OwnConnection)
+    engine = make_engine(connection_class=own_class)
     with engine.request() as first:
         before = own_attributes(first)
     assert before.keys() == {"tenant", "_secret", "seen"}
@@ -64,7 +79,7 @@ def test_attributes_of_a_class_of_ones_own_are_put_back(make_engine: Any, ending
             assert conn.seen is before["seen"]
 
 
-def test_attributes_by_configure_are_what_requests_start_from(make_engine: Any) -> None:
+def test_attributes_by_configure_are_what_requests_start_from(make_engine: Any, own_class: type[Any]) -> None:
     """`configure` may hang things on the object, and overrule what its class did."""
 
     def configure(conn: Any) -> None:
@@ -74,7 +89,7 @@ def test_attributes_by_configure_are_what_requests_start_from(make_engine: Any) 
         conn.tenant = "a"
         del conn._shard
 
-    engine = make_engine(connection_class=OwnConnection, configure=configure)
+    engine = make_engine(connection_class=own_class, configure=configure)
     for _ in range(3):
         with engine.request() as conn:
             assert (conn.tenant, conn._shard) == ("b", 3)
@@ -85,18 +100,19 @@ def test_attributes_by_configure_are_what_requests_start_from(make_engine: Any) 
 def test_what_psycopg_keeps_is_known(make_engine: Any) -> None:
     """No more and no less than what stands on a connection of its own class: that is not the reset's business."""
     with make_engine().request() as conn:
-        assert vars(conn).keys() == drivers_names()
+        assert vars(naked(conn)).keys() == drivers_names()
 
 
+@SYNC_ONLY  # the attributes of async connections cannot be set at all
 def test_what_psycopg_lets_a_request_change_is_known(make_engine: Any) -> None:
     """No public attribute of a connection that can be set is missing among those that are put back."""
     with make_engine().request() as conn:
         assert settable(conn).keys() - set(ATTRIBUTES) == {"lock", "pgconn"}
 
 
-def test_what_psycopg_keeps_is_left_alone(make_engine: Any) -> None:
+def test_what_psycopg_keeps_is_left_alone(make_engine: Any, own_class: type[Any]) -> None:
     """Its lock, its libpq connection and its prepared statements are the same through all requests."""
-    engine = make_engine(connection_class=OwnConnection)
+    engine = make_engine(connection_class=own_class)
     with engine.request() as conn:
         conn.execute("select 1", prepare=True)
         conn.tenant = "a"
