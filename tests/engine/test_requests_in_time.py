@@ -79,6 +79,30 @@ def test_statement_that_begins_late_is_cancelled_in_time(make_engine: Any, serve
     check_works(engine)
 
 
+def test_statement_on_a_line_that_fell_silent_ends_with_the_request(
+    make_engine: Any, proxy: Proxy, server: PostgresServer
+) -> None:
+    """The server's own time-out cannot be heard of there: nobody waits for TCP to give up."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn))
+    started = time.monotonic()
+    with pytest.raises(psycopg.OperationalError), engine.request(deadline=0.5) as conn:
+        proxy.hush(newcomers=True)
+        conn.execute("select 1")
+    assert time.monotonic() - started < 3.0
+    assert engine.stats.open == 0
+
+
+def test_late_statement_is_cancelled_with_an_old_libpq_too(
+    make_engine: Any, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that can only block while it cancels does so where it holds nobody."""
+    monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda check=False: False)
+    engine = make_engine()
+    with pytest.raises(errors_at_the_deadline(server)), engine.request(deadline=0.6) as conn:
+        conn.execute("select pg_sleep(0.3)")
+        conn.execute("select pg_sleep(5)")
+
+
 def test_many_short_statements_end_at_the_deadline(make_engine: Any, server: PostgresServer) -> None:
     """A loop of statements, each of them quick, does not go on for ever either."""
     engine = make_engine()
