@@ -25,6 +25,7 @@ SUBSTITUTIONS = {
     r"\basync (def|with) ": r"\1 ",
     r"\ban ``async with``": "a ``with``",
     r"``async with``": "``with``",
+    r"\bAwaitable\[R\]": "R",
     r"\b__a(enter|exit)__": r"__\1__",
     r"\bAsync(Connection|Engine)\b": r"\1",
     r"\bserverless_pg_kit\.aio\b": "serverless_pg_kit",

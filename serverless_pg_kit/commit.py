@@ -44,8 +44,12 @@ def ending_problem(ending: Ending, answers: Answers) -> Exception | None:
         )
     if ending is Ending.LOST:
         return TransactionFailed(
-            "the connection was lost, or a COPY, pipeline, transaction() block or two-phase transaction was left open,"
-            " before COMMIT was sent: nothing since the last commit is kept"
+            "the connection was lost before COMMIT was sent: nothing since the last commit is kept", lost=True
+        )
+    if ending is Ending.UNFINISHED:
+        return TransactionFailed(
+            "a COPY, pipeline, transaction() block or two-phase transaction was left open at the end of the request:"
+            " nothing since the last commit is kept"
         )
     return None
 

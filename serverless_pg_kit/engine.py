@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
-from psycopg import Connection, IsolationLevel
+from psycopg import Connection, Error, IsolationLevel
 
 from serverless_pg_kit.clean import Cleaning
 from serverless_pg_kit.clean_base import CLOSE_SECONDS
@@ -17,9 +18,14 @@ from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
+from serverless_pg_kit.decisions.replay import replay_delay
+from serverless_pg_kit.events import Replaying
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.scope import JoinedRequest, JoinedScope, Request, Scope, Work
 from serverless_pg_kit.settings import Settings
+from serverless_pg_kit.waiting import pause
+
+R = TypeVar("R")
 
 
 class Engine(Cleaning):
@@ -80,6 +86,37 @@ class Engine(Cleaning):
 
     def _inherited(self, outer: Work, deadline: float | None) -> Deadline:
         return outer.deadline if deadline is None else self._deadline(deadline)
+
+    def run_transaction(
+        self,
+        work: Callable[[Connection[Any]], R],
+        *,
+        attempts: int = 5,
+        deadline: float | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+    ) -> R:
+        """Return what ``work(conn)`` returns, run as a request of its own, all of it or nothing.
+
+        It is run again, on a fresh transaction, after a serialization failure, a deadlock, or a connection lost before
+        COMMIT was sent: at most `attempts` times in all, and within `deadline` seconds. So it must not commit by
+        itself, nor do elsewhere what may not be done twice. The other arguments are those of `request`.
+
+        Raises the error of the last run; `CommitUnknown`, never tried again, if the connection was lost during COMMIT;
+        and what `request` raises. Inside another request it takes a second connection, of which `max_size` must allow.
+        """
+        until, run = self._deadline(deadline), 0
+        while True:
+            run += 1
+            try:
+                with Request(self, until, isolation_level, read_only) as conn:
+                    return work(conn)
+            except Error as error:
+                delay = replay_delay(error, attempts=run, limit=attempts, dice=self._clock.dice())
+                if delay is None or delay >= until.remaining():
+                    raise
+                self._announce(Replaying(run, type(error).__name__, delay))
+            pause(self._clock, delay)
 
     @property
     def connection(self) -> Connection[Any]:

@@ -65,8 +65,13 @@ class TransactionFailed(ServerlessPgError):
     """The request ended as if all were well, but its transaction had failed: it was rolled back.
 
     Raised because the caller would otherwise believe in a commit that never was. It happens when a database
-    error is caught inside the request and nothing rolls the transaction back.
+    error is caught inside the request and nothing rolls the transaction back. `lost` tells that the connection was
+    lost before COMMIT was sent: whatever went wrong did not lie in the transaction.
     """
+
+    def __init__(self, message: str = "", *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost: bool = lost
 
 
 class CommitUnknown(ServerlessPgError):

@@ -90,6 +90,16 @@ class Retrying(Event):
     attempts: int
 
 
+class Replaying(Event):
+    """A transaction failed for the time being and is run again after `delay` seconds; `attempts` have been made."""
+
+    level = logging.INFO
+    counter = "replays"
+    attempts: int
+    error: str
+    delay: float
+
+
 class Reused(Event):
     """A request got a connection that was open already and had been idle for `idle` seconds."""
 
@@ -234,6 +244,7 @@ class Stats(NamedTuple):
     holds: int = 0
     commits: int = 0
     rollbacks: int = 0
+    replays: int = 0
     censuses: int = 0
     reapings: int = 0
     killed: int = 0

@@ -57,6 +57,17 @@ async def beside(function: Callable[..., Any], *args: Any) -> Any:
     return await asyncio.to_thread(call)
 
 
+def working(engine: Any, work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the blocking `work` in the form in which ``engine.run_transaction`` takes it."""
+    if not isinstance(engine, Blocking):
+        return work
+
+    async def awaited(conn: AsyncConnection[Any]) -> Any:
+        return await beside(work, clothed(conn))
+
+    return awaited
+
+
 def decorated(engine: Any, handler: Callable[..., Any]) -> Callable[..., Any]:
     """Return `handler` decorated with ``with_db(engine)``, in the form that the engine needs, as one that blocks."""
     decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = with_db(naked(engine))

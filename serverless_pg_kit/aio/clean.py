@@ -105,7 +105,7 @@ class Cleaning(Acquiring, CleaningBase):
         `answers` receives the results of the message with the COMMIT. Raises whatever leaves the connection unusable.
         """
         if ending is not Ending.COMMIT and ending is not Ending.NOTHING:
-            if ending in (Ending.DISCARD, Ending.LOST):
+            if ending in (Ending.DISCARD, Ending.LOST, Ending.UNFINISHED):
                 await self._discard(slot)
                 return
             await self._roll_back(slot, deadline)

@@ -10,7 +10,7 @@ from psycopg.pq import TransactionStatus
 
 class Ending(Enum):
     """The ways to end a request: there is `NOTHING` to commit; `COMMIT`; `ROLLBACK`; `FAILED` (roll back and tell the
-    caller); `DISCARD` a connection that cannot go on; `LOST` (discard it and tell the caller)."""
+    caller); `DISCARD` a connection that cannot go on; `LOST` or `UNFINISHED` (discard it and tell the caller)."""
 
     NOTHING = "nothing"
     COMMIT = "commit"
@@ -18,6 +18,7 @@ class Ending(Enum):
     FAILED = "failed"
     DISCARD = "discard"
     LOST = "lost"
+    UNFINISHED = "unfinished"
 
 
 def choose_ending(
@@ -43,7 +44,7 @@ def choose_ending(
         believes = wants_commit and not tells_failure
         return Ending.LOST if believes and not (autocommit or closed_by_user) else Ending.DISCARD
     if status == TransactionStatus.ACTIVE:  # something was left open
-        return Ending.LOST if wants_commit else Ending.DISCARD
+        return Ending.UNFINISHED if wants_commit else Ending.DISCARD
     if status == TransactionStatus.INERROR or (spoiled and not autocommit):
         return Ending.FAILED if wants_commit and not tells_failure else Ending.ROLLBACK
     if status == TransactionStatus.IDLE:

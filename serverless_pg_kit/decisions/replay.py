@@ -1,0 +1,45 @@
+"""Whether a transaction that failed may be run again from its begin, and when."""
+
+from __future__ import annotations
+
+from psycopg import Error, OperationalError
+
+from serverless_pg_kit.decisions.backoff import Backoff
+from serverless_pg_kit.errors import ServerlessPgError, TransactionFailed
+
+CONFLICTS = ("40001", "40P01")
+"""SQLSTATEs with which the server asks for another run: serialization failure, deadlock."""
+
+LOSSES = ("57P01", "57P02", "57P03", "57P05")
+"""SQLSTATEs with which a server ends a session that did nothing wrong: it was shut down, or an administrator ended it."""
+
+REPLAY_BACKOFF = Backoff(0.01, 1.0)
+"""Two that met in a conflict meet again if they begin again at the same time."""
+
+
+def may_replay(error: Error) -> bool:
+    """Tell whether the whole of a transaction may be run again after `error` ended it.
+
+    Yes if the server asks for that, or if the connection was lost before COMMIT was sent, for then nothing is kept. No
+    after `CommitUnknown`, which may have been committed, nor after the kit's other errors: acquiring has been tried
+    often enough.
+    """
+    if isinstance(error, TransactionFailed):
+        return error.lost
+    return not isinstance(error, ServerlessPgError) and (error.sqlstate in CONFLICTS or is_loss(error))
+
+
+def is_loss(error: Error) -> bool:
+    """Tell whether `error` says that the connection was lost."""
+    code = error.sqlstate
+    return isinstance(error, OperationalError) and (code is None or code.startswith("08") or code in LOSSES)
+
+
+def replay_delay(error: Error, *, attempts: int, limit: int, dice: float) -> float | None:
+    """Return the seconds before the next run of a transaction, ``None`` if there is none.
+
+    `attempts` runs have been made of at most `limit`; `dice` is a random number in [0, 1).
+    """
+    if attempts >= limit or not may_replay(error):
+        return None
+    return dice * REPLAY_BACKOFF.ceiling(attempts)
