@@ -11,7 +11,7 @@ CONFLICTS = ("40001", "40P01")
 """SQLSTATEs with which the server asks for another run: serialization failure, deadlock."""
 
 LOSSES = ("57P01", "57P02", "57P03", "57P05")
-"""SQLSTATEs with which a server ends a session that did nothing wrong: it was shut down, or an administrator ended it."""
+"""SQLSTATEs with which a server ends a session that did nothing wrong, because it or somebody wanted to stop."""
 
 REPLAY_BACKOFF = Backoff(0.01, 1.0)
 """Two that met in a conflict meet again if they begin again at the same time."""
