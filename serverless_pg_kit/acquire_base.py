@@ -13,6 +13,7 @@ from serverless_pg_kit.connect import Refusal
 from serverless_pg_kit.conninfo import ConnParams, complete, parameter
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
 from serverless_pg_kit.decisions.deadline import Deadline, attempt_seconds, open_seconds
+from serverless_pg_kit.decisions.pooler import pooler_of
 from serverless_pg_kit.errors import ServerlessPgError
 from serverless_pg_kit.events import (
     PoolerDetected,
@@ -94,7 +95,17 @@ class AcquiringBase(EngineBase):
         )
         conn.add_notice_handler(slot.hear)
         baseline.keep_notice_handler(slot.hear)
+        pooler = pooler_of(self.settings.pooler, conn.pgconn.host.decode())
+        if pooler is not None:
+            self._leave_alone(slot, f"{pooler}, by its host name" if self.settings.pooler == "auto" else pooler)
         return slot
+
+    def _leave_alone(self, slot: Slot, how: str) -> None:
+        """Keep away from the session behind `slot`: it is a pooler's, and may be anybody's next."""
+        slot.direct = False
+        slot.conn.prepare_threshold = None
+        slot.baseline.stop_preparing()
+        self._announce(PoolerDetected(slot.pid, how))
 
     def _fresh_open_deadline(self, retry: Retry) -> Deadline:
         return retry.request_deadline.within(open_seconds(is_fresh=True, remaining=retry.deadline.remaining()))
@@ -147,9 +158,7 @@ class AcquiringBase(EngineBase):
             return
         introduce(slot, tables[-1][0])
         if not slot.direct:
-            slot.conn.prepare_threshold = None
-            slot.baseline.stop_preparing()
-            self._announce(PoolerDetected(slot.pid))
+            self._leave_alone(slot, "the server's pid is another one than at connect")
         elif opening.census and len(tables) > 1 and tables[0]:
             slot.census = self._read_census(tables[0][0])
 

@@ -205,10 +205,12 @@ class Closed(Event):
 
 
 class PoolerDetected(Event):
-    """The server's pid differs from the one at connect: a pooler stands between, session state is left alone."""
+    """A pooler stands between, session state is left alone. `how` says how that is known: by the setting ``pooler``, by
+    the name of the host, or because the server's pid differs from the `pid` at connect."""
 
     level = logging.INFO
     pid: int
+    how: str
 
 
 class MaintenanceFailed(Event):

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection, Connection
 from serverless_pg_kit.conninfo import ConnParams, parse_conninfo
 from serverless_pg_kit.decisions.classify import Rule
 from serverless_pg_kit.decisions.cleaning import Strategy
+from serverless_pg_kit.decisions.pooler import Pooler
 from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import Listener
 from serverless_pg_kit.statements import Statements
@@ -109,6 +110,12 @@ class Settings:
 
     reset: bool = True
     """Whether session state (SET, role, temporary tables, advisory locks, ...) is undone between requests."""
+
+    pooler: Pooler = "auto"
+    """The pooler between this process and the server: ``"pgbouncer"``, ``"rds-proxy"``, ``"supavisor"``, ``"neon"`` or
+    ``"none"``. Through any of them nothing is done to sessions: no lease, guard, reset, census or prepared statement.
+    ``"auto"`` knows RDS Proxy, Neon and Supavisor by their host names, and every other by asking the server on each new
+    connection; that is done with ``"none"`` too, which only says that the name misleads."""
 
     connection_class: type[Connection[Any]] | type[AsyncConnection[Any]] = Connection
     """Class of the connections given out: a subclass of ``psycopg.Connection``, or of ``psycopg.AsyncConnection`` for
@@ -237,6 +244,10 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "down_ttl": (DURATION, is_duration),
     "hold_warning": (DURATION + ", or None", lambda value: value is None or is_duration(value)),
     "reset": ("True or False", lambda value: isinstance(value, bool)),
+    "pooler": (
+        "'auto', 'none', 'pgbouncer', 'rds-proxy', 'supavisor' or 'neon'",
+        lambda value: value in ("auto", "none", "pgbouncer", "rds-proxy", "supavisor", "neon"),
+    ),
     "connection_class": (
         "psycopg.Connection, psycopg.AsyncConnection or a subclass of one",
         lambda value: isinstance(value, type) and issubclass(value, (Connection, AsyncConnection)),
@@ -295,7 +306,7 @@ SWITCHES = {
     "no": False,
     "off": False,
 }
-TEXTS = ("conninfo", "application_name", "strategy")
+TEXTS = ("conninfo", "application_name", "strategy", "pooler")
 COUNTS = ("max_size", "max_connections", "max_kills", "max_retries")
 NOT_TEXTUAL = ("configure", "connection_class", "connect_rules", "statements", "on_event")
 

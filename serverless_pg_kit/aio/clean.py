@@ -25,6 +25,7 @@ from serverless_pg_kit.slots import Slot
 UNTOUCHED = CleanReport("kept", "the request needed no connection")
 INTERRUPTED = CleanReport("closed", "interrupted")
 NOTHING_DUE = CleanReport("kept", "no census was due")
+POOLED = CleanReport("kept", "a pooler stands between: nobody is counted or ended, its sessions are not ours")
 
 
 class Cleaning(Acquiring, CleaningBase):
@@ -88,7 +89,7 @@ class Cleaning(Acquiring, CleaningBase):
             self._change_lease(slot, waking)
         slot.routine = self._next_routine(slot, lease)
         if slot.census is None and (lease is None or lease.seconds > 0):
-            return NOTHING_DUE
+            return NOTHING_DUE if slot.direct else POOLED
         return await self._see_to_room(slot, lease, deadline)
 
     async def _finish(
