@@ -67,7 +67,7 @@ class Acquiring(AcquiringBase):
                 bell.wait(retry.deadline.remaining())
         except BaseException:
             if not self._slots.withdraw(waiter):
-                self._slots.give_back(waiter.slot)
+                self._decline(waiter.slot)
             raise
         if not waiter.granted and self._slots.withdraw(waiter):
             raise AcquireTimeout(

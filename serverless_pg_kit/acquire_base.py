@@ -96,6 +96,11 @@ class AcquiringBase(EngineBase):
         baseline.keep_notice_handler(slot.hear)
         return slot
 
+    def _decline(self, slot: Slot | None) -> None:
+        """Give back what was granted to a request that does not want it any more."""
+        if not self._slots.give_back(slot) and slot is not None:
+            self._drop(slot, "the engine was closed, or a connection as old as this one found dead")
+
     def _fresh_open_deadline(self, retry: Retry) -> Deadline:
         return retry.request_deadline.within(open_seconds(is_fresh=True, remaining=retry.deadline.remaining()))
 

@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 Lock = threading.Lock
 
+FAILURES = Exception
+"""What the end of a request may fail with and still has to be told the outcome of."""
+
 Wanted = tuple[int, int, float]
 """What a generator waits for: the descriptor, the poll events, and the seconds it may take (infinite: no limit)."""
 

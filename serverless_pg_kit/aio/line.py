@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import select
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,6 +18,15 @@ from serverless_pg_kit.exchange import Answers, advance, check
 from serverless_pg_kit.line import EVENTS, LineBase
 
 
+def hang_up(descriptor: int) -> None:
+    """End the connection of a socket that a task still waits for: that wakes it, and it gets an error.
+
+    Closed under its eyes, the descriptor could be a new connection's by the time it wakes and lets go of it.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as line, suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
 class Line(LineBase):
     """The line to the server of `conn`, in whichever event loop runs."""
 
@@ -25,6 +36,9 @@ class Line(LineBase):
 
     def close(self) -> None:
         """Close the connection, whatever its state. Nothing is waited for, so no event loop is needed."""
+        if self.conn.lock.locked() and not self.conn.closed:
+            hang_up(self.conn.pgconn.socket)
+            return
         closing = self.conn.close()
         with suppress(StopIteration):
             closing.send(None)
