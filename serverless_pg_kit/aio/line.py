@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import socket
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -30,9 +32,14 @@ def hang_up(descriptor: int) -> None:
 class Line(LineBase):
     """The line to the server of `conn`, in whichever event loop runs."""
 
-    __slots__ = ()
+    __slots__ = ("_loop",)
 
     conn: AsyncConnection[Any]
+    _loop: weakref.ref[asyncio.AbstractEventLoop]
+
+    def __init__(self, conn: AsyncConnection[Any]) -> None:
+        super().__init__(conn)
+        self._loop = weakref.ref(asyncio.get_running_loop())
 
     def close(self) -> None:
         """Close the connection, whatever its state. Nothing is waited for, so no event loop is needed."""
@@ -46,10 +53,13 @@ class Line(LineBase):
             self.conn.pgconn.finish()
 
     def enter_loop(self) -> None:
-        """Forget the event loop of earlier requests. Only the connection's lock may know it: a lock that was contended
-        works in no other loop."""
-        if not self.conn.lock.locked():
-            self.conn.lock = Lock()
+        """Forget the event loop of earlier requests, if it was another one. Only the connection's lock may know it: a
+        lock that was contended works in no other loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop() is not loop:
+            self._loop = weakref.ref(loop)
+            if not self.conn.lock.locked():
+                self.conn.lock = Lock()
 
     async def run(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
         """Send `message` in the simple protocol, holding the connection's lock; return the answers, complete.
