@@ -49,6 +49,9 @@ class AcquiringBase(EngineBase):
         name = f"{fleet}:{function}" if function else fleet
         return complete(params, name[:LONGEST_NAME], os.environ)
 
+    def _unresolved(self, params: ConnParams) -> Refusal:
+        return Refusal(f'could not translate host name "{parameter(params, os.environ, "host")}": no answer in time')
+
     def _attempt_deadline(self, retry: Retry, params: ConnParams, addresses_left: int) -> Deadline:
         seconds = attempt_seconds(
             connect_timeout=int(parameter(params, os.environ, "connect_timeout") or 0),

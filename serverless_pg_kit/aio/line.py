@@ -37,7 +37,7 @@ class Line(LineBase):
     conn: AsyncConnection[Any]
     _loop: weakref.ref[asyncio.AbstractEventLoop]
 
-    def __init__(self, conn: AsyncConnection[Any]) -> None:
+    def __init__(self, conn: Any) -> None:
         super().__init__(conn)
         self._loop = weakref.ref(asyncio.get_running_loop())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from serverless_pg_kit.aio.waiting import Lock, is_collected, uninterrupted
+from serverless_pg_kit.aio.waiting import Lock, is_loop_running, uninterrupted
 from serverless_pg_kit.scope_base import WorkBase
 
 
@@ -45,8 +45,8 @@ class Work(WorkBase):
         current = self._engine._current
         if current.get() is self:
             current.set(self._outer)
-        if is_collected():  # async only
-            return  # async only: `__del__` sees to the connection
+        if kind is GeneratorExit and (self._slot is None or not is_loop_running()):  # async only
+            return  # async only - its task is being collected: `__del__` sees to the connection
         await uninterrupted(self._engine._end(self))
 
 

@@ -109,18 +109,19 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-def is_collected() -> bool:
-    """Tell whether this code runs only because its task is collected, so that nothing can be waited for."""
-    return asyncio._get_running_loop() is None
+def is_loop_running() -> bool:
+    """Tell whether something can be waited for: not if a task is collected whose loop is closed."""
+    return asyncio._get_running_loop() is not None
 
 
-async def elsewhere(function: Callable[..., T], *args: Any) -> T:
+async def elsewhere(seconds: float, function: Callable[..., T], *args: Any) -> T | None:
     """Return what ``function(*args)`` returns, called in a thread of its own: it may block, as name resolution does.
 
-    A caller that is cancelled leaves the thread to itself. It is none of the loop's, whose end would wait for it.
+    ``None`` if that takes longer than `seconds`. A caller that gives up or is cancelled leaves the thread to itself. It
+    is none of the loop's, whose end would wait for it.
     """
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Callable[[], T]] = loop.create_future()
+    answer: asyncio.Future[Callable[[], T | None]] = loop.create_future()
 
     def call() -> None:
         outcome = outcome_of(function, *args)
@@ -128,7 +129,12 @@ async def elsewhere(function: Callable[..., T], *args: Any) -> T:
             loop.call_soon_threadsafe(settle, answer, outcome)
 
     threading.Thread(target=call, daemon=True, name="serverless_pg_kit").start()
-    return (await answer)()
+    timer = loop.call_later(seconds, settle, answer, lambda: None) if seconds <= LONGEST else None
+    try:
+        return (await answer)()
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def outcome_of(function: Callable[..., T], *args: Any) -> Callable[[], T]:
@@ -160,10 +166,13 @@ class Bell:
         self._loop = asyncio.get_running_loop()
         self._rung: asyncio.Future[bool] = self._loop.create_future()
 
-    def ring(self) -> None:
-        """Wake the task that waits, or will wait."""
-        with suppress(RuntimeError):  # its loop is closed: nobody waits
+    def ring(self) -> bool:
+        """Wake the task that waits, or will wait; tell whether there is one: not if its loop was closed."""
+        try:
             self._loop.call_soon_threadsafe(settle, self._rung, True)
+        except RuntimeError:
+            return False
+        return True
 
     async def wait(self, seconds: float) -> None:
         """Wait until the bell is rung, at most for `seconds`."""

@@ -28,7 +28,7 @@ def test_hundred_invocations_use_one_connection(run: Run, engine: AsyncEngine) -
 
 def test_invocations_go_on_after_the_connection_was_lost(run: Run, engine: AsyncEngine, superuser: Any) -> None:
     """A connection that was killed between two invocations is replaced in the next one, once each time."""
-    pids = []
+    pids: list[int] = []
     for number in range(INVOCATIONS):
         if number % 10 == 9:
             kill(superuser, *pids[-1:])
@@ -140,6 +140,7 @@ def forget_a_loop(work: Callable[[], Any]) -> None:
     thread.join()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # psycopg's, about the connection that nobody has closed
 @pytest.mark.parametrize("stage", ["statement", "commit"])
 def test_request_whose_loop_was_closed(engine: AsyncEngine, superuser: Any, stage: str) -> None:
     """A request whose task is collected in mid-way is no error, and its connection is closed with the next one."""
