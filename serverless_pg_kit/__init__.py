@@ -64,3 +64,8 @@ def __getattr__(name: str) -> Any:
 
     globals()[name] = AsyncEngine
     return AsyncEngine
+
+
+def __dir__() -> list[str]:
+    """Name what is loaded later, too."""
+    return sorted({*globals(), *__all__})

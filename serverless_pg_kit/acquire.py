@@ -67,7 +67,7 @@ class Acquiring(AcquiringBase):
                 bell.wait(retry.deadline.remaining())
         except BaseException:
             if not self._slots.withdraw(waiter):
-                self._slots.give_back(waiter.slot)
+                self._decline(waiter.slot)
             raise
         if not waiter.granted and self._slots.withdraw(waiter):
             raise AcquireTimeout(
@@ -111,15 +111,17 @@ class Acquiring(AcquiringBase):
         """Try each address once; of one host's addresses the next only if the network failed."""
         started = self._clock.monotonic()
         params = self._parameters()
-        outcome = self._try_addresses(self._resolve(params), params, retry)
+        outcome = self._try_addresses(self._resolve(params, retry), params, retry)
         seconds = self._clock.monotonic() - started
         retry.note(seconds)
         if isinstance(outcome, Slot):
             self._history.note_connect(seconds)
         return outcome
 
-    def _resolve(self, params: ConnParams) -> list[Address] | Refusal:
-        return elsewhere(resolve, params, os.environ, self._clock.dice)
+    def _resolve(self, params: ConnParams, retry: Retry) -> list[Address] | Refusal:
+        seconds = self._attempt_deadline(retry, params, 1).remaining()
+        found = elsewhere(seconds, resolve, params, os.environ, self._clock.dice)
+        return self._unresolved(params) if found is None else found
 
     def _try_addresses(self, addresses: list[Address] | Refusal, params: ConnParams, retry: Retry) -> Slot | Failure:
         if isinstance(addresses, Refusal):

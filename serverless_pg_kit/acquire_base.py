@@ -50,6 +50,9 @@ class AcquiringBase(EngineBase):
         name = f"{fleet}:{function}" if function else fleet
         return complete(params, name[:LONGEST_NAME], os.environ)
 
+    def _unresolved(self, params: ConnParams) -> Refusal:
+        return Refusal(f'could not translate host name "{parameter(params, os.environ, "host")}": no answer in time')
+
     def _attempt_deadline(self, retry: Retry, params: ConnParams, addresses_left: int) -> Deadline:
         seconds = attempt_seconds(
             connect_timeout=int(parameter(params, os.environ, "connect_timeout") or 0),
@@ -106,6 +109,11 @@ class AcquiringBase(EngineBase):
         slot.conn.prepare_threshold = None
         slot.baseline.stop_preparing()
         self._announce(PoolerDetected(slot.pid, how))
+
+    def _decline(self, slot: Slot | None) -> None:
+        """Give back what was granted to a request that does not want it any more."""
+        if not self._slots.give_back(slot) and slot is not None:
+            self._drop(slot, "the engine was closed, or a connection as old as this one found dead")
 
     def _fresh_open_deadline(self, retry: Retry) -> Deadline:
         return retry.request_deadline.within(open_seconds(is_fresh=True, remaining=retry.deadline.remaining()))

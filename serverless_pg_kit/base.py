@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -71,7 +72,7 @@ class EngineBase:
         self._told: set[str] = set()
         self._forgotten: deque[Slot] = deque()  # of requests that were collected before they ended
         self._start()
-        self._finalizer = weakref.finalize(self, _close_idle, self._slots)
+        self._finalizer = weakref.finalize(self, _close_all, self._slots, self._forgotten)
 
     def _checked_class(self) -> type[AnyConnection]:
         """Return the class that the settings want; the shell's own stands for psycopg's default."""
@@ -194,8 +195,9 @@ class EngineBase:
             self._announce(MaintenanceFailed(stage, str(error).strip()))
 
 
-def _close_idle(slots: Slots) -> None:
-    """Close what is idle when the engine is collected or the interpreter exits, so that the server need not notice."""
+def _close_all(slots: Slots, forgotten: Iterable[Slot]) -> None:
+    """Close what is idle, or `forgotten` by its request, when the engine is collected or the interpreter exits, so that
+    the server need not notice."""
     if slots.process == processes.generation:
-        for slot in slots.condemn():
+        for slot in (*slots.condemn(), *forgotten):
             slot.line.close()

@@ -12,7 +12,7 @@ from serverless_pg_kit import processes
 from serverless_pg_kit.acquire import Acquiring
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
 from serverless_pg_kit.closing import Closing
-from serverless_pg_kit.commit import ending_problem, is_committed, outcome_of
+from serverless_pg_kit.commit import ending_problem, has_committed, outcome_of
 from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
 from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
 from serverless_pg_kit.decisions.ending import Ending, Outcome
@@ -22,6 +22,7 @@ from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.routine import Routine
 from serverless_pg_kit.scope import Work
 from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.waiting import FAILURES
 
 UNTOUCHED = CleanReport("kept", "the request needed no connection")
 INTERRUPTED = CleanReport("closed", "interrupted")
@@ -37,7 +38,7 @@ class Cleaning(Acquiring, CleaningBase):
             return scope.report
         with scope._lock:
             slot, scope._slot = scope._slot, None
-            scope.report = UNTOUCHED
+            scope.report = UNTOUCHED if slot is None else INTERRUPTED
         if slot is not None and scope._process != processes.generation:
             self._slots.abandon(slot)
         elif slot is not None:
@@ -59,12 +60,13 @@ class Cleaning(Acquiring, CleaningBase):
             deadline = Deadline(max(scope.deadline.at, started + CLOSE_SECONDS), scope.deadline.now)
             report = self._home(slot, ending, deadline, answers)
         finally:
+            scope.committed = ending is Ending.COMMIT and has_committed(answers)
             try:
                 if report.decision != "kept":
                     self._drop(slot, report.reason)
             finally:
                 self._release(slot, keep=report.decision == "kept")
-        if ending is Ending.COMMIT and is_committed(answers):
+        if scope.committed:
             self._announce.often(Committed, slot.pid, self._clock.monotonic() - started)
             return report, None
         return report, ending_problem(ending, answers)
@@ -76,7 +78,7 @@ class Cleaning(Acquiring, CleaningBase):
         waking = lease if routine is not None or self._reap_order(slot) is None else self._awake(lease)
         try:
             self._finish(slot, ending, waking, deadline, answers, routine)
-        except Exception as error:
+        except FAILURES as error:
             self._close_failed(ending, answers, error)
             return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
         if slot.conn.pgconn.status == ConnStatus.BAD:

@@ -127,7 +127,7 @@ class CleaningBase(EngineBase):
         elif closing.census:
             slot.census = self._read_census(answers.rows[0])
 
-    def _close_failed(self, ending: Ending, answers: Answers, error: Exception) -> None:
+    def _close_failed(self, ending: Ending, answers: Answers, error: BaseException) -> None:
         """Announce that the end of a request failed, unless the caller hears of it anyway."""
         if ending_problem(ending, answers) is None:
             self._maintenance_failed("close", error)

@@ -23,14 +23,16 @@ def commit_answer(answers: Answers) -> CommitAnswer | None:
     return None
 
 
-def is_committed(answers: Answers) -> bool:
-    """Tell whether the server has answered a COMMIT that is the second statement of its message with its tag."""
-    return len(answers) > 1 and answers[1].command_status == b"COMMIT"
-
-
 def outcome_of(answers: Answers) -> Outcome:
     """Return what is known of the COMMIT in a close message from its `answers`."""
     return commit_outcome(commit_answer(answers))
+
+
+def has_committed(answers: Answers) -> bool:
+    """Tell whether the server has said that the COMMIT in a close message was done."""
+    if len(answers) > 1 and answers[1].command_status == b"COMMIT":  # as in every message of the kit
+        return True
+    return outcome_of(answers) is Outcome.COMMITTED
 
 
 def ending_problem(ending: Ending, answers: Answers) -> Exception | None:

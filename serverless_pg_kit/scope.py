@@ -28,9 +28,9 @@ class Work(WorkBase):
 
         Raises what `Engine.request` raises, and ``RuntimeError`` once the request has ended. The engine closes it.
         """
-        if self.report is not None:
-            raise RuntimeError("this request has ended: its connection may already serve another one")
         with self._lock:  # threads that share the request share its one connection
+            if self.report is not None:
+                raise RuntimeError("this request has ended: its connection may already serve another one")
             slot = self._slot
             if slot is None:
                 self._slot = slot = self._engine._acquire(self)

@@ -18,6 +18,7 @@ class WorkBase:
     """One request, from its begin to its end, which commits or rolls back, and cleans.
 
     `deadline` is the moment the request has to be done; `report` is what its end did, ``None`` until then;
+    `committed` tells whether the server has confirmed its COMMIT: somebody who was interrupted may want to know.
     `begun_by_hand` tells those of `Engine.connect`.
     """
 
@@ -32,6 +33,7 @@ class WorkBase:
         "_tells_failure",
         "_wants_commit",
         "begun_by_hand",
+        "committed",
         "deadline",
         "isolation_level",
         "read_only",
@@ -51,6 +53,7 @@ class WorkBase:
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
         self.report: CleanReport | None = None
+        self.committed: bool = False
         self.begun_by_hand: bool = False
         self._engine = engine
         self._lock = self._make_lock()

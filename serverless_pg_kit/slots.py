@@ -83,9 +83,12 @@ class Slot:
 
 
 class Waiter:
-    """A request in line. `wake` is called once when it is `granted`: `slot` to use, or ``None`` to open a new one."""
+    """A request in line. `wake` is called once when it is `granted`: `slot` to use, or ``None`` to open a new one.
 
-    def __init__(self, wake: Callable[[], object]) -> None:
+    It tells whether anybody is there to be woken; otherwise nothing is granted.
+    """
+
+    def __init__(self, wake: Callable[[], bool]) -> None:
         self.wake = wake
         self.granted = False
         self.slot: Slot | None = None
@@ -144,7 +147,7 @@ class Slots:
     def withdraw(self, waiter: Waiter) -> bool:
         """Take `waiter` out of the line and return True; False if it was granted meanwhile."""
         with self._lock:
-            if not waiter.granted:
+            if waiter in self._line:
                 self._line.remove(waiter)
             return not waiter.granted
 
@@ -183,7 +186,10 @@ class Slots:
     def _serve(self) -> None:
         while self._line and (self._idle or self._taken < self.max_size):
             waiter = self._line.popleft()
-            waiter.slot = self._idle.pop() if self._idle else None
+            waiter.slot = self._idle[-1] if self._idle else None
             waiter.granted = True
-            self._taken += 1
-            waiter.wake()
+            if waiter.wake():
+                self._taken += 1
+                del self._idle[-1:]
+            else:
+                waiter.slot, waiter.granted = None, False

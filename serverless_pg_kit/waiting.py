@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 Lock = threading.Lock
 
+FAILURES = Exception
+"""What the end of a request may fail with and still has to be told the outcome of."""
+
 Wanted = tuple[int, int, float]
 """What a generator waits for: the descriptor, the poll events, and the seconds it may take (infinite: no limit)."""
 
@@ -47,8 +50,8 @@ def is_ready(descriptor: int, events: int, seconds: float) -> bool:
     return bool(poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None))
 
 
-def elsewhere(function: Callable[..., T], *args: Any) -> T:
-    """Return what ``function(*args)`` returns: whoever may block calls it here."""
+def elsewhere(seconds: float, function: Callable[..., T], *args: Any) -> T | None:
+    """Return what ``function(*args)`` returns: whoever may block calls it here. Nothing bounds it to `seconds`."""
     return function(*args)
 
 
@@ -63,9 +66,10 @@ class Bell:
     def __init__(self) -> None:
         self._event = threading.Event()
 
-    def ring(self) -> None:
-        """Wake the thread that waits, or will wait."""
+    def ring(self) -> bool:
+        """Wake the thread that waits, or will wait. There is always one."""
         self._event.set()
+        return True
 
     def wait(self, seconds: float) -> None:
         """Wait until the bell is rung, at most for `seconds`."""

@@ -74,6 +74,17 @@ def test_public_names_resolve() -> None:
     assert [name for name in names if not hasattr(serverless_pg_kit, name)] == []
 
 
+def test_async_engine_is_seen_before_it_is_loaded() -> None:
+    """Whoever looks at the package finds the name that is loaded at its first use, and no other is made up."""
+    listing = "import serverless_pg_kit; names = dir(serverless_pg_kit); assert 'AsyncEngine' in names, names"
+    use = "serverless_pg_kit.AsyncEngine; assert 'serverless_pg_kit.aio.engine' in sys.modules"
+
+    assert "serverless_pg_kit.aio" not in loaded_by(listing)
+    assert "serverless_pg_kit.aio.engine" in loaded_by(f"{listing}; {use}")
+    with pytest.raises(AttributeError, match="no attribute 'AsyncMotor'"):
+        serverless_pg_kit.AsyncMotor  # type: ignore[attr-defined]  # noqa: B018
+
+
 def test_core_requires_psycopg_only() -> None:
     """Without extras, psycopg is the only distribution that is required."""
     required = importlib.metadata.requires("serverless-pg-kit") or []

@@ -68,7 +68,7 @@ class Acquiring(AcquiringBase):
                 await bell.wait(retry.deadline.remaining())
         except BaseException:
             if not self._slots.withdraw(waiter):
-                self._slots.give_back(waiter.slot)
+                self._decline(waiter.slot)
             raise
         if not waiter.granted and self._slots.withdraw(waiter):
             raise AcquireTimeout(
@@ -112,15 +112,17 @@ class Acquiring(AcquiringBase):
         """Try each address once; of one host's addresses the next only if the network failed."""
         started = self._clock.monotonic()
         params = self._parameters()
-        outcome = await self._try_addresses(await self._resolve(params), params, retry)
+        outcome = await self._try_addresses(await self._resolve(params, retry), params, retry)
         seconds = self._clock.monotonic() - started
         retry.note(seconds)
         if isinstance(outcome, Slot):
             self._history.note_connect(seconds)
         return outcome
 
-    async def _resolve(self, params: ConnParams) -> list[Address] | Refusal:
-        return await elsewhere(resolve, params, os.environ, self._clock.dice)
+    async def _resolve(self, params: ConnParams, retry: Retry) -> list[Address] | Refusal:
+        seconds = self._attempt_deadline(retry, params, 1).remaining()
+        found = await elsewhere(seconds, resolve, params, os.environ, self._clock.dice)
+        return self._unresolved(params) if found is None else found
 
     async def _try_addresses(
         self, addresses: list[Address] | Refusal, params: ConnParams, retry: Retry

@@ -10,9 +10,10 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from serverless_pg_kit import processes
 from serverless_pg_kit.aio.acquire import Acquiring
 from serverless_pg_kit.aio.scope import Work
+from serverless_pg_kit.aio.waiting import FAILURES
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
 from serverless_pg_kit.closing import Closing
-from serverless_pg_kit.commit import ending_problem, is_committed, outcome_of
+from serverless_pg_kit.commit import ending_problem, has_committed, outcome_of
 from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
 from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
 from serverless_pg_kit.decisions.ending import Ending, Outcome
@@ -36,7 +37,7 @@ class Cleaning(Acquiring, CleaningBase):
             return scope.report
         async with scope._lock:
             slot, scope._slot = scope._slot, None
-            scope.report = UNTOUCHED
+            scope.report = UNTOUCHED if slot is None else INTERRUPTED
         if slot is not None and scope._process != processes.generation:
             self._slots.abandon(slot)
         elif slot is not None:
@@ -58,12 +59,13 @@ class Cleaning(Acquiring, CleaningBase):
             deadline = Deadline(max(scope.deadline.at, started + CLOSE_SECONDS), scope.deadline.now)
             report = await self._home(slot, ending, deadline, answers)
         finally:
+            scope.committed = ending is Ending.COMMIT and has_committed(answers)
             try:
                 if report.decision != "kept":
                     self._drop(slot, report.reason)
             finally:
                 self._release(slot, keep=report.decision == "kept")
-        if ending is Ending.COMMIT and is_committed(answers):
+        if scope.committed:
             self._announce.often(Committed, slot.pid, self._clock.monotonic() - started)
             return report, None
         return report, ending_problem(ending, answers)
@@ -75,7 +77,7 @@ class Cleaning(Acquiring, CleaningBase):
         waking = lease if routine is not None or self._reap_order(slot) is None else self._awake(lease)
         try:
             await self._finish(slot, ending, waking, deadline, answers, routine)
-        except Exception as error:
+        except FAILURES as error:
             self._close_failed(ending, answers, error)
             return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
         if slot.conn.pgconn.status == ConnStatus.BAD:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import socket
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -17,19 +20,32 @@ from serverless_pg_kit.exchange import Answers, advance, check
 from serverless_pg_kit.line import EVENTS, LineBase
 
 
+def hang_up(descriptor: int) -> None:
+    """End the connection of a socket that a task still waits for: that wakes it, and it gets an error.
+
+    Closed under its eyes, the descriptor could be a new connection's by the time it wakes and lets go of it.
+    """
+    with socket.socket(fileno=os.dup(descriptor)) as line, suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
 class Line(LineBase):
     """The line to the server of `conn`, in whichever event loop runs."""
 
     __slots__ = ("_loop",)
 
     conn: AsyncConnection[Any]
+    _loop: weakref.ref[asyncio.AbstractEventLoop]
 
-    def __init__(self, conn: AsyncConnection[Any]) -> None:
+    def __init__(self, conn: Any) -> None:
         super().__init__(conn)
-        self._loop = asyncio.get_running_loop()
+        self._loop = weakref.ref(asyncio.get_running_loop())
 
     def close(self) -> None:
         """Close the connection, whatever its state. Nothing is waited for, so no event loop is needed."""
+        if self.conn.lock.locked() and not self.conn.closed:
+            hang_up(self.conn.pgconn.socket)
+            return
         closing = self.conn.close()
         with suppress(StopIteration):
             closing.send(None)
@@ -37,11 +53,13 @@ class Line(LineBase):
             self.conn.pgconn.finish()
 
     def enter_loop(self) -> None:
-        """Forget the event loop of earlier requests. Only the connection's lock may know it: a lock that was contended
-        works in no other loop."""
+        """Forget the event loop of earlier requests, if it was another one. Only the connection's lock may know it: a
+        lock that was contended works in no other loop."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop and not self.conn.lock.locked():
-            self._loop, self.conn.lock = loop, asyncio.Lock()
+        if self._loop() is not loop:
+            self._loop = weakref.ref(loop)
+            if not self.conn.lock.locked():
+                self.conn.lock = asyncio.Lock()
 
     async def run(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
         """Send `message` in the simple protocol, holding the connection's lock; return the answers, complete.

@@ -10,7 +10,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 
-from serverless_pg_kit.aio.waiting import Lock, uninterrupted
+from serverless_pg_kit.aio.waiting import Lock, is_loop_running, uninterrupted
 from serverless_pg_kit.scope_base import WorkBase
 
 
@@ -27,9 +27,9 @@ class Work(WorkBase):
 
         Raises what `Engine.request` raises, and ``RuntimeError`` once the request has ended. The engine closes it.
         """
-        if self.report is not None:
-            raise RuntimeError("this request has ended: its connection may already serve another one")
         async with self._lock:  # tasks that share the request share its one connection
+            if self.report is not None:
+                raise RuntimeError("this request has ended: its connection may already serve another one")
             slot = self._slot
             if slot is None:
                 self._slot = slot = await self._engine._acquire(self)
@@ -45,6 +45,8 @@ class Work(WorkBase):
         current = self._engine._current
         if current.get() is self:
             current.set(self._outer)
+        if kind is GeneratorExit and (self._slot is None or not is_loop_running()):  # async only
+            return  # async only - its task is being collected: `__del__` sees to the connection
         await uninterrupted(self._engine._end(self))
 
 

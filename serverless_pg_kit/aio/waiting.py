@@ -15,12 +15,22 @@ from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, TypeVar
 
+from psycopg import OperationalError
+
+from serverless_pg_kit import waiting as blocking
 from serverless_pg_kit.clock import Clock
 from serverless_pg_kit.waiting import LONGEST, Steps
 
 T = TypeVar("T")
 
 Lock = asyncio.Lock
+
+FAILURES = (Exception, asyncio.CancelledError)
+"""What the end of a request may fail with and still has to be told the outcome of. It is cancelled only if it lasts
+too long after its caller was cancelled: see `uninterrupted`."""
+
+CANCELLED_SECONDS = 5.0
+"""Longest time that the end of a request may take from when its task is cancelled."""
 
 
 async def drive(steps: Steps[T]) -> T:
@@ -37,7 +47,10 @@ async def drive(steps: Steps[T]) -> T:
 
 
 async def is_ready(descriptor: int, events: int, seconds: float) -> bool:
-    """Wait until one of `events` (of ``select.poll``) happens on `descriptor`, or `seconds` have passed; tell which."""
+    """Wait until one of `events` (of ``select.poll``) happens on `descriptor`, or `seconds` have passed; tell which.
+
+    Raises ``psycopg.OperationalError`` if `descriptor` is closed.
+    """
     loop = asyncio.get_running_loop()
     happened: asyncio.Future[bool] = loop.create_future()
     timer = loop.call_later(max(0.0, seconds), settle, happened, False) if seconds <= LONGEST else None
@@ -46,14 +59,23 @@ async def is_ready(descriptor: int, events: int, seconds: float) -> bool:
             loop.add_reader(descriptor, settle, happened, True)
         if events & select.POLLOUT:
             loop.add_writer(descriptor, settle, happened, True)
-        return await happened
+        # A loop that was blocked for long may come to its timers before it looks at what has arrived meanwhile.
+        return await happened or blocking.is_ready(descriptor, events, 0.0)
+    except OSError as error:
+        raise OperationalError("the connection was closed while it was waited for") from error
     finally:
-        if events & select.POLLIN:
-            loop.remove_reader(descriptor)
-        if events & select.POLLOUT:
-            loop.remove_writer(descriptor)
         if timer is not None:
             timer.cancel()
+        if not loop.is_closed():  # if it is, this is being collected
+            unwatch(loop, descriptor, events)
+
+
+def unwatch(loop: asyncio.AbstractEventLoop, descriptor: int, events: int) -> None:
+    """Let `loop` wait for none of `events` on `descriptor` any more."""
+    if events & select.POLLIN:
+        loop.remove_reader(descriptor)
+    if events & select.POLLOUT:
+        loop.remove_writer(descriptor)
 
 
 def settle(future: asyncio.Future[T], value: T) -> None:
@@ -63,30 +85,43 @@ def settle(future: asyncio.Future[T], value: T) -> None:
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
-    """Return what `work` returns, and let it come to its end even if the caller is cancelled meanwhile.
+    """Return what `work` returns, and let it come to its end even if the caller is cancelled meanwhile, once or again.
 
     The cancellation is passed on then, unless `work` itself failed: its error tells more. Used for the end of a
-    request: a COMMIT that is not waited for is an unknown one.
+    request: a COMMIT that is not waited for is an unknown one. A caller who was cancelled is not held for longer than
+    `CANCELLED_SECONDS`: then `work` is cancelled, too.
     """
-    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    # Whoever cancels all tasks, as asyncio.run() does in the end, cancels the caller, and that waits for this one.
+    asyncio.tasks._unregister_task(task)
     cancellation: asyncio.CancelledError | None = None
+    until = math.inf
     while not task.done():
         try:
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=None if until == math.inf else max(0.0, until - loop.time()))
         except asyncio.CancelledError as error:
-            cancellation = error
+            cancellation, until = error, min(until, loop.time() + CANCELLED_SECONDS)
+        if loop.time() >= until:
+            task.cancel()
     if cancellation is not None and (task.cancelled() or task.exception() is None):
         raise cancellation
     return task.result()
 
 
-async def elsewhere(function: Callable[..., T], *args: Any) -> T:
+def is_loop_running() -> bool:
+    """Tell whether something can be waited for: not if a task is collected whose loop is closed."""
+    return asyncio._get_running_loop() is not None
+
+
+async def elsewhere(seconds: float, function: Callable[..., T], *args: Any) -> T | None:
     """Return what ``function(*args)`` returns, called in a thread of its own: it may block, as name resolution does.
 
-    A caller that is cancelled leaves the thread to itself. It is none of the loop's, whose end would wait for it.
+    ``None`` if that takes longer than `seconds`. A caller that gives up or is cancelled leaves the thread to itself. It
+    is none of the loop's, whose end would wait for it.
     """
     loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Callable[[], T]] = loop.create_future()
+    answer: asyncio.Future[Callable[[], T | None]] = loop.create_future()
 
     def call() -> None:
         outcome = outcome_of(function, *args)
@@ -94,7 +129,12 @@ async def elsewhere(function: Callable[..., T], *args: Any) -> T:
             loop.call_soon_threadsafe(settle, answer, outcome)
 
     threading.Thread(target=call, daemon=True, name="serverless_pg_kit").start()
-    return (await answer)()
+    timer = loop.call_later(seconds, settle, answer, lambda: None) if seconds <= LONGEST else None
+    try:
+        return (await answer)()
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def outcome_of(function: Callable[..., T], *args: Any) -> Callable[[], T]:
@@ -126,10 +166,13 @@ class Bell:
         self._loop = asyncio.get_running_loop()
         self._rung: asyncio.Future[bool] = self._loop.create_future()
 
-    def ring(self) -> None:
-        """Wake the task that waits, or will wait."""
-        with suppress(RuntimeError):  # its loop is closed: nobody waits
+    def ring(self) -> bool:
+        """Wake the task that waits, or will wait; tell whether there is one: not if its loop was closed."""
+        try:
             self._loop.call_soon_threadsafe(settle, self._rung, True)
+        except RuntimeError:
+            return False
+        return True
 
     async def wait(self, seconds: float) -> None:
         """Wait until the bell is rung, at most for `seconds`."""
