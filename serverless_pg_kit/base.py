@@ -6,24 +6,28 @@ import os
 import weakref
 from collections import deque
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from psycopg import Connection, sql
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
+from serverless_pg_kit.announcer import Announcer
 from serverless_pg_kit.clock import Clock
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, read_census
 from serverless_pg_kit.decisions.deadline import Deadline, deadline_after
 from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import (
-    Announcer,
     Closed,
     Counted,
+    Event,
     Expired,
+    Listener,
     Lost,
     MaintenanceFailed,
+    Restarted,
     Stats,
     Thawed,
 )
@@ -60,7 +64,8 @@ class EngineBase:
         self.settings: Settings = Settings.from_env(**names) if settings is None else settings
         self.settings.parameters(os.environ)  # so that a bad DATABASE_URL is told here and not in the first request
         self._clock = Clock()
-        self._announce = Announcer(self.settings.listeners())
+        self._current: ContextVar[Any] = ContextVar("serverless_pg_kit.scope", default=None)
+        self._announce = Announcer(self.settings.listeners(), self._current, self.settings.application_name)
         self._slots = Slots(self.settings.max_size)
         self._tracing = TraceRation(always=any(rule.codes for rule in self.settings.connect_rules))
         self._backoff = Backoff(self.settings.backoff_base, self.settings.backoff_cap, self.settings.max_retries)
@@ -79,9 +84,18 @@ class EngineBase:
 
     @property
     def stats(self) -> Stats:
-        """What happened in this process since the engine was made: a snapshot of counts."""
+        """What happened in this process since the engine was made: a snapshot of counts and sums."""
+        if self._slots.process != processes.generation:  # only a request may begin anew: this may be any thread
+            return Stats()
         taken, idle = self._slots.taken, self._slots.idle
-        return self._announce.stats(open=taken + idle, in_use=taken)
+        return self._announce.stats(open=taken + idle, in_use=taken, waiting=self._slots.waiting)
+
+    def add_listener(self, listener: Listener) -> None:
+        """Call `listener` with every event from now on, after those of the setting ``on_event``.
+
+        For engines that others made, such as `default_engine`. It stays for as long as the engine lives.
+        """
+        self._announce.add_listener(listener)
 
     def _check_process(self) -> None:
         if self._slots.process != processes.generation:
@@ -89,11 +103,13 @@ class EngineBase:
 
     def _start_anew(self) -> None:
         """Forget all that is the parent's, in a forked child."""
+        abandoned = self._slots.idle + len(self._forgotten)
         while self._forgotten:
             self._slots.abandon(self._forgotten.popleft())
         self._slots.start_anew()
         self._announce.start_anew()
         self._start()
+        self._announce(Restarted("fork", abandoned))
 
     def _deadline(self, seconds: float | None) -> Deadline:
         return self._no_deadline if seconds is None else deadline_after(seconds, self._clock.monotonic)
@@ -121,11 +137,15 @@ class EngineBase:
     def _reclaim(self) -> None:
         """Close the connections of requests that were begun by hand and collected before they ended."""
         while self._forgotten:
-            self._drop(self._forgotten.popleft(), "its request was never ended")
+            slot = self._forgotten.popleft()
             self._slots.give_back(None)
+            self._drop(slot, "its request was never ended")
 
     def _condemn(self, reason: str) -> None:
-        for slot in self._slots.condemn():
+        condemned = self._slots.condemn()
+        for slot in condemned:
+            _close(slot)
+        for slot in condemned:
             self._drop(slot, reason)
 
     def _idle_seconds(self, slot: Slot) -> float:
@@ -170,25 +190,30 @@ class EngineBase:
         if slot.farewell == LEASE_OVER:
             self._expire(slot, "lease", idle)
         else:
-            self._announce(Lost(slot.pid, seen, idle))
-            self._drop(slot, f"dead ({seen})")
+            self._drop(slot, f"dead ({seen})", Lost(slot.pid, seen, idle))
 
     def _expire(self, slot: Slot, reason: str, seconds: float) -> None:
-        self._announce(Expired(slot.pid, reason, seconds))
-        self._drop(slot, reason)
+        self._drop(slot, reason, Expired(slot.pid, reason, seconds))
 
-    def _drop(self, slot: Slot, reason: str) -> None:
-        """Close a connection, whatever its state. Never raises."""
-        self._announce(Closed(slot.pid, reason))
-        with suppress(Exception):
-            slot.conn.close()
+    def _drop(self, slot: Slot, reason: str, *why: Event) -> None:
+        """Close a connection, whatever its state, and announce `why` and that it is closed. Never raises."""
+        _close(slot)  # first: a listener may let a KeyboardInterrupt pass
+        for event in (*why, Closed(slot.pid, reason, max(0.0, self._clock.wall() - slot.born))):
+            self._announce(event)
 
     def _maintenance_failed(self, stage: str, error: object) -> None:
-        """Announce the failure of the engine's own work, once for each stage and kind of error."""
+        """Announce the failure of the engine's own work, once for each stage and kind of error; count it always."""
         key = f"{stage} {type(error).__name__}"
-        if key not in self._told:
+        if key in self._told:
+            self._announce.count_only(MaintenanceFailed)
+        else:
             self._told.add(key)
             self._announce(MaintenanceFailed(stage, str(error).strip()))
+
+
+def _close(slot: Slot) -> None:
+    with suppress(Exception):
+        slot.conn.close()
 
 
 def _close_idle(slots: Slots) -> None:

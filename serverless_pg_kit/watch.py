@@ -65,6 +65,7 @@ class Watch:
         "_server_helps_until",
         "_used_at",
         "_wait",
+        "cancelled",
         "longest_pause",
     )
 
@@ -77,6 +78,7 @@ class Watch:
         self._used_at = now = monotonic()
         self._server_helps_until = now + GRACE if slot.direct else now
         self.longest_pause = 0.0
+        self.cancelled = False
         vars(conn)["wait"] = self
 
     def end(self) -> None:
@@ -104,6 +106,7 @@ class Watch:
         Before version 17 libpq can only block while it asks: that is done elsewhere, so that a server which says
         nothing holds nobody.
         """
+        self.cancelled = True
         if capabilities.has_cancel_safe():
             with suppress(OperationalError):
                 self._conn.cancel_safe(timeout=CANCEL_SECONDS)
