@@ -46,7 +46,7 @@ class Announcer:
         # much. Reading takes a step, too.
         self._steps = {name: itertools.count() for name in Stats._fields if name not in SUMS}
         self._readings = 0
-        self._sums: dict[str, Any] = dict.fromkeys(SUMS, 0)
+        self._sums: dict[str, Any] = {name: Stats._field_defaults[name] for name in SUMS}
 
     def add_listener(self, listener: Listener) -> None:
         """Give all further events to `listener`, too."""

@@ -33,7 +33,7 @@ from serverless_pg_kit.events import (
 )
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.history import History
-from serverless_pg_kit.settings import Settings
+from serverless_pg_kit.settings import LISTENER, Settings, is_listener
 from serverless_pg_kit.slots import Slot, Slots
 from serverless_pg_kit.sqlstate import TraceRation
 from serverless_pg_kit.watch import counted_waits
@@ -93,8 +93,11 @@ class EngineBase:
     def add_listener(self, listener: Listener) -> None:
         """Call `listener` with every event from now on, after those of the setting ``on_event``.
 
-        For engines that others made, such as `default_engine`. It stays for as long as the engine lives.
+        For engines that others made, such as `default_engine`. It stays for as long as the engine lives. Raises
+        `SettingsError` for what cannot be called, or not without ``await``.
         """
+        if not is_listener(listener):
+            raise SettingsError(f"add_listener({type(listener).__name__}) is not allowed: {LISTENER}")
         self._announce.add_listener(listener)
 
     def _check_process(self) -> None:
