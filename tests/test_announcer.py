@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
@@ -49,8 +50,14 @@ def test_listener_that_raises_is_logged_and_ignored(caplog: pytest.LogCaptureFix
 def test_what_ends_more_than_a_listener_passes(error: type[BaseException]) -> None:
     """Ctrl-C in a listener reaches the program, and leaves the announcer as it was."""
     heard: list[Event] = []
-    moods = iter([lambda: raise_(error()), lambda: None])
-    announce = announcer_for(lambda _: next(moods)(), heard.append)
+    moods: Iterator[BaseException | None] = iter([error(), None])
+
+    def moody(event: Event) -> None:
+        mood = next(moods)
+        if mood is not None:
+            raise mood
+
+    announce = announcer_for(moody, heard.append)
     with pytest.raises(error):
         announce(CLOSED)
     announce(CLOSED)

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import entries, eventually, kill, sessions
 
 from serverless_pg_kit import AcquireTimeout, Engine, SettingsError
@@ -182,6 +183,7 @@ def everything(engine: Engine, superuser: psycopg.Connection[Any]) -> None:
 def test_interrupt_in_a_listener_leaks_nothing(make_engine: Any, superuser: Any, error: type[BaseException]) -> None:
     """Ctrl-C in a listener, at whatever event, reaches the program; no connection and no place is lost."""
     interrupted: set[type[Event]] = set()
+    fleet = make_engine().settings.application_name
     countdown = [0]
 
     def interrupt(event: Event) -> None:
@@ -206,7 +208,7 @@ def test_interrupt_in_a_listener_leaks_nothing(make_engine: Any, superuser: Any,
             conn.execute("select 1")
         engine.close()
         gc.collect()  # a connection that was left open would warn, which fails the test
-        assert eventually(lambda name=engine.settings.application_name: not sessions(superuser, name))
+        assert eventually(lambda: not sessions(superuser, fleet))
     assert interrupted >= {Connected, Reused, Counted, Committed, Released, RolledBack, Lost, Expired, GaveUp, Closed}
 
 
@@ -247,7 +249,7 @@ def test_async_listener_is_refused() -> None:
             """Do nothing."""
 
     for listener in (listen, Listener(), [print, listen]):
-        with pytest.raises(SettingsError, match="on_event=.* is not allowed: a plain callable"):
+        with pytest.raises(SettingsError, match=r"on_event=.* is not allowed: a plain callable"):
             Engine(on_event=listener)
     with pytest.raises(SettingsError, match="plain callable"):
         Engine().add_listener(listen)
@@ -256,9 +258,9 @@ def test_async_listener_is_refused() -> None:
 def test_no_event_holds_a_secret(make_engine: Any, server: PostgresServer, caplog: pytest.LogCaptureFixture) -> None:
     """Neither the events of good and bad connects nor their log records show the password."""
     heard: list[Event] = []
-    password = str(psycopg.conninfo.conninfo_to_dict(server.dsn)["password"])
+    password = str(conninfo_to_dict(server.dsn)["password"])
     with caplog.at_level(logging.DEBUG, "serverless_pg_kit"):
-        for conninfo in (server.dsn, psycopg.conninfo.make_conninfo(server.dsn, dbname="nowhere")):
+        for conninfo in (server.dsn, make_conninfo(server.dsn, dbname="nowhere")):
             engine = make_engine(conninfo=conninfo, on_event=heard.append)
             try:
                 engine.connect()
