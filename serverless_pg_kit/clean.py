@@ -11,12 +11,12 @@ from serverless_pg_kit import processes
 from serverless_pg_kit.acquire import Acquiring
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
 from serverless_pg_kit.closing import Closing
-from serverless_pg_kit.commit import ending_problem, is_committed, outcome_of
+from serverless_pg_kit.commit import is_committed, outcome_of
 from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
 from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
 from serverless_pg_kit.decisions.ending import Ending, Outcome
 from serverless_pg_kit.decisions.lease import Lease
-from serverless_pg_kit.events import Committed, NotCommitted, Yielded
+from serverless_pg_kit.events import Committed, Yielded
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.routine import Routine
 from serverless_pg_kit.scope import Work
