@@ -79,6 +79,11 @@ class EngineBase:
         self._census_refused_until = 0.0
         self._no_deadline = deadline_after(None, self._clock.monotonic)
 
+    def _live_by(self, clock: Clock) -> None:
+        """Take time and chance from `clock` from now on, and forget what was seen by another one."""
+        self._clock = clock
+        self._start()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._slots.taken} in use, {self._slots.idle} idle, {self.settings!r}>"
 
