@@ -22,6 +22,8 @@ FRAMEWORKS = {
     "django",
     "fastapi",
     "flask",
+    "opentelemetry",
+    "pytest",
     "sqlalchemy",
     "starlette",
 }
@@ -29,6 +31,7 @@ FRAMEWORKS = {
 TOOLS = {
     "serverless_pg_kit.aio",
     "serverless_pg_kit.cli",
+    "serverless_pg_kit.otel",
     "serverless_pg_kit.simulator",
     "serverless_pg_kit.testing",
 }
