@@ -293,15 +293,22 @@ def test_loose_ends_stay_with_their_request(engine: Engine) -> None:
             assert conn.execute("select 1").fetchone() == (1,)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_unfinished_copy_costs_the_connection(engine: Engine, superuser: Any, ledger: str) -> None:
     """As in production, the request hears of it; the rest of the test has no connection, the next one has."""
+    unfinished: list[Any] = []
+
+    def body() -> None:
+        with engine.request() as conn:
+            unfinished.append(conn.cursor().copy("copy ledger from stdin"))
+            unfinished[0].__enter__()
+
     with rolled_back(engine):
-        with pytest.raises(TransactionFailed), engine.request() as conn:
-            copy = conn.cursor().copy("copy ledger from stdin")
-            copy.__enter__()
-        with pytest.raises(psycopg.OperationalError):
+        with pytest.raises(TransactionFailed):
+            body()
+        with pytest.raises(psycopg.OperationalError, match="is gone"):
             write(engine, 1)
+    with pytest.raises(psycopg.OperationalError):
+        unfinished[0].__exit__(None, None, None)
     write(engine, 2)
     assert entries(superuser) == [2]
 
