@@ -78,7 +78,7 @@ class Watch:
         self._used_at = now = monotonic()
         self._server_helps_until = now + GRACE if slot.direct else now
         self.longest_pause = 0.0
-        self.cancelled = False
+        self.cancelled: bool = False
         vars(conn)["wait"] = self
 
     def end(self) -> None:

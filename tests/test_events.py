@@ -20,7 +20,8 @@ def test_events_are_frozen_dataclasses() -> None:
     assert hash(event) == hash(Connected(7, 0.5, 2, 0.1))
     assert repr(event) == "Connected(pid=7, seconds=0.5, attempts=2, connecting=0.1)"
     assert dataclasses.asdict(event) == {"pid": 7, "seconds": 0.5, "attempts": 2, "connecting": 0.1}
-    assert dataclasses.replace(event, pid=8).pid == 8
+    assert dataclasses.replace(event, pid=8).pid == event.__replace__(pid=8).pid == 8
+    assert [field.name for field in dataclasses.fields(Connected)] == list(Connected.__match_args__)
     assert pickle.loads(pickle.dumps(event)) == copy.copy(event) == event
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.pid = 8  # type: ignore[misc]
