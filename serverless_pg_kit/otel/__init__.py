@@ -10,8 +10,8 @@ import os
 try:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider, get_tracer
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError(f'{missing}: pip install "serverless-pg-kit[otel]"', name=missing.name) from missing
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError(f'{_missing}: pip install "serverless-pg-kit[otel]"', name=_missing.name) from _missing
 
 from serverless_pg_kit import __version__
 from serverless_pg_kit.base import EngineBase

@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 
-from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, MeterProvider, Observation, get_meter
 
 from serverless_pg_kit import __version__
 from serverless_pg_kit.base import EngineBase
@@ -95,15 +95,18 @@ class Instruments:
         meter = get_meter(NAME, __version__, provider)
         for name, unit, reading, text in GAUGES:
             meter.create_observable_up_down_counter(name, [self._callback(reading)], unit, text)
-        self.create_time, self.wait_time, self.use_time = (
+        create_time, wait_time, use_time = (
             meter.create_histogram(name, "s", text, explicit_bucket_boundaries_advisory=BUCKETS)
             for name, text in HISTOGRAMS
         )
-        self.timeouts = meter.create_counter(
+        self.create_time: Histogram = create_time
+        self.wait_time: Histogram = wait_time
+        self.use_time: Histogram = use_time
+        self.timeouts: Counter = meter.create_counter(
             "db.client.connection.timeouts", "{timeout}", "Requests that waited for a connection in vain"
         )
-        self.killed = meter.create_counter(f"{NAME}.killed", "{session}", "Idle sessions ended to make room")
-        self.counters = {
+        self.killed: Counter = meter.create_counter(f"{NAME}.killed", "{session}", "Idle sessions ended to make room")
+        self.counters: dict[type[Event], Counter] = {
             kind: meter.create_counter(f"{NAME}.{kind.counter}", "{event}", f"Events {kind.__name__}")
             for kind in COUNTED
         }
