@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from psycopg import Error
 from psycopg.pq import ConnStatus, TransactionStatus
@@ -14,11 +16,8 @@ from serverless_pg_kit.conninfo import ConnParams, complete, parameter
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
 from serverless_pg_kit.decisions.deadline import Deadline, attempt_seconds, open_seconds
 from serverless_pg_kit.decisions.pooler import pooler_of
-from serverless_pg_kit.errors import ServerlessPgError
-from serverless_pg_kit.events import (
-    PoolerDetected,
-    Refused,
-)
+from serverless_pg_kit.errors import AcquireTimeout, ServerlessPgError
+from serverless_pg_kit.events import Connected, Down, GaveUp, PoolerDetected, Refused, Reused
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.opening import Opening, introduce, plan_open
 from serverless_pg_kit.retry import Retry
@@ -65,9 +64,41 @@ class AcquiringBase(EngineBase):
     def _give_up(self, retry: Retry, failure: Failure) -> ServerlessPgError:
         """Return the error that ends an acquisition; a server that is plainly down is not waited for again soon."""
         is_spent = retry.waited >= self.settings.max_wait / 2
-        if failure.kind is FailureKind.NETWORK and is_spent and not self._history.is_down:
-            self._history.note_down(self.settings.down_ttl * (0.5 + self._clock.dice()))
-        return retry.error(failure)
+        if failure.kind is FailureKind.NETWORK and is_spent and not self._history.is_down and self.settings.down_ttl:
+            self._note_down(self.settings.down_ttl * (0.5 + self._clock.dice()))
+        return self._gave_up(retry.error(failure), retry)
+
+    def _note_down(self, seconds: float) -> None:
+        self._history.note_down(seconds)
+        self._announce(Down(seconds))
+
+    def _too_late(self, retry: Retry) -> ServerlessPgError:
+        return self._gave_up(
+            AcquireTimeout("the request's deadline was over before it needed a connection", waited=0.0), retry
+        )
+
+    def _no_turn(self, retry: Retry) -> ServerlessPgError:
+        """Return the error of a request for which no connection of the process became free in time."""
+        waited = retry.waited
+        text = (
+            f"all {self._slots.max_size} connections of this process were in use for {waited:.2f} s:"
+            " raise max_size or max_wait, or end requests sooner"
+        )
+        return self._gave_up(AcquireTimeout(text, waited=waited), retry)
+
+    def _gave_up(self, error: ServerlessPgError, retry: Retry) -> ServerlessPgError:
+        self._announce(GaveUp(type(error).__name__, retry.waited, retry.attempts))
+        return error
+
+    def _reused(self, slot: Slot, wall: float, started: float) -> Reused:
+        slot.begun = self._clock.monotonic()
+        return Reused(slot.pid, wall - slot.idle_since, slot.begun - started)
+
+    def _announce_connected(self, slot: Slot, retry: Retry) -> None:
+        slot.begun = self._clock.monotonic()
+        slot.waited = slot.begun - retry.started
+        with closed_if_interrupted(slot):
+            self._announce(Connected(slot.pid, slot.waited, retry.attempts, retry.latest))
 
     def _understand(self, refusal: Refusal, retry: Retry) -> Failure:
         rules = self.settings.connect_rules
@@ -75,7 +106,7 @@ class AcquiringBase(EngineBase):
         self._tracing.learn(refusal.message, classify(refusal.message, (), rules).kind is not FailureKind.UNKNOWN)
         if failure.kind is FailureKind.CAPACITY:
             self._history.note_refusal()
-        self._announce(Refused(failure.kind.value, failure.message, failure.code, retry.attempts + 1))
+        self._announce(Refused(failure.kind.value, failure.message, failure.code, retry.attempts + 1, retry.lap()))
         return failure
 
     def _connection(self, pgconn: pq_abc.PGconn) -> AnyConnection:
@@ -165,10 +196,11 @@ class AcquiringBase(EngineBase):
         if not tables or not tables[-1]:
             return
         introduce(slot, tables[-1][0])
-        if not slot.direct:
-            self._leave_alone(slot, "the server's pid is another one than at connect")
-        elif opening.census and len(tables) > 1 and tables[0]:
-            slot.census = self._read_census(tables[0][0])
+        with closed_if_interrupted(slot):
+            if not slot.direct:
+                self._leave_alone(slot, "the server's pid is another one than at connect")
+            elif opening.census and len(tables) > 1 and tables[0]:
+                slot.census = self._read_census(tables[0][0])
 
     def _can_do_without(self, slot: Slot, opening: Opening, answers: Answers) -> bool:
         """Tell whether the open can be sent again without what failed in it: a census, or a prepared statement."""
@@ -186,3 +218,13 @@ class AcquiringBase(EngineBase):
         failure = classify(text, [error.sqlstate] if error.sqlstate else [], self.settings.connect_rules)
         kind = failure.kind if failure.kind.retryable else FailureKind.NETWORK
         return failure._replace(kind=kind, message=f"lost before the first statement: {text}")
+
+
+@contextmanager
+def closed_if_interrupted(slot: Slot) -> Iterator[None]:
+    """Close the new connection of `slot`, which nobody else knows yet, if the block is interrupted."""
+    try:
+        yield
+    except BaseException:
+        slot.conn.close()
+        raise

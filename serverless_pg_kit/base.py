@@ -7,23 +7,27 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 from psycopg import Connection, sql
 
 from serverless_pg_kit import processes
+from serverless_pg_kit.announcer import Announcer
 from serverless_pg_kit.clock import Clock
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, read_census
 from serverless_pg_kit.decisions.deadline import Deadline, deadline_after
 from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import (
-    Announcer,
     Closed,
     Counted,
+    Event,
     Expired,
+    Listener,
     Lost,
     MaintenanceFailed,
+    Restarted,
     Stats,
     Thawed,
 )
@@ -31,7 +35,7 @@ from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.history import History
 from serverless_pg_kit.line import LineBase
 from serverless_pg_kit.session import AnyConnection
-from serverless_pg_kit.settings import Settings
+from serverless_pg_kit.settings import LISTENER, Settings, is_listener
 from serverless_pg_kit.slots import Slot, Slots
 from serverless_pg_kit.sqlstate import TraceRation
 
@@ -65,7 +69,8 @@ class EngineBase:
         self.settings.parameters(os.environ)  # so that a bad DATABASE_URL is told here and not in the first request
         self._connection_class = self._checked_class()
         self._clock = Clock()
-        self._announce = Announcer(self.settings.listeners())
+        self._current: ContextVar[Any] = ContextVar("serverless_pg_kit.scope", default=None)
+        self._announce = Announcer(self.settings.listeners(), self._current, self.settings.application_name)
         self._slots = Slots(self.settings.max_size)
         self._tracing = TraceRation(always=any(rule.codes for rule in self.settings.connect_rules))
         self._backoff = Backoff(self.settings.backoff_base, self.settings.backoff_cap, self.settings.max_retries)
@@ -88,14 +93,31 @@ class EngineBase:
         self._census_refused_until = 0.0
         self._no_deadline = deadline_after(None, self._clock.monotonic)
 
+    def _live_by(self, clock: Clock) -> None:
+        """Take time and chance from `clock` from now on, and forget what was seen by another one."""
+        self._clock = clock
+        self._start()
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._slots.taken} in use, {self._slots.idle} idle, {self.settings!r}>"
 
     @property
     def stats(self) -> Stats:
-        """What happened in this process since the engine was made: a snapshot of counts."""
+        """What happened in this process since the engine was made: a snapshot of counts and sums."""
+        if self._slots.process != processes.generation:  # only a request may begin anew: this may be any thread
+            return Stats()
         taken, idle = self._slots.taken, self._slots.idle
-        return self._announce.stats(open=taken + idle, in_use=taken)
+        return self._announce.stats(open=taken + idle, in_use=taken, waiting=self._slots.waiting)
+
+    def add_listener(self, listener: Listener) -> None:
+        """Call `listener` with every event from now on, after those of the setting ``on_event``.
+
+        For engines that others made, such as `default_engine`. It stays for as long as the engine lives. Raises
+        `SettingsError` for what cannot be called, or not without ``await``.
+        """
+        if not is_listener(listener):
+            raise SettingsError(f"add_listener({type(listener).__name__}) is not allowed: {LISTENER}")
+        self._announce.add_listener(listener)
 
     def _check_process(self) -> None:
         if self._slots.process != processes.generation:
@@ -103,11 +125,13 @@ class EngineBase:
 
     def _start_anew(self) -> None:
         """Forget all that is the parent's, in a forked child."""
+        abandoned = self._slots.idle + len(self._forgotten)
         while self._forgotten:
             self._slots.abandon(self._forgotten.popleft())
         self._slots.start_anew()
         self._announce.start_anew()
         self._start()
+        self._announce(Restarted("fork", abandoned))
 
     def _deadline(self, seconds: float | None) -> Deadline:
         return self._no_deadline if seconds is None else deadline_after(seconds, self._clock.monotonic)
@@ -125,11 +149,15 @@ class EngineBase:
     def _reclaim(self) -> None:
         """Close the connections of requests that were begun by hand and collected before they ended."""
         while self._forgotten:
-            self._drop(self._forgotten.popleft(), "its request was never ended")
+            slot = self._forgotten.popleft()
             self._slots.give_back(None)
+            self._drop(slot, "its request was never ended")
 
     def _condemn(self, reason: str) -> None:
-        for slot in self._slots.condemn():
+        condemned = self._slots.condemn()
+        for slot in condemned:
+            _close(slot)
+        for slot in condemned:
             self._drop(slot, reason)
 
     def _idle_seconds(self, slot: Slot) -> float:
@@ -174,25 +202,30 @@ class EngineBase:
         if slot.farewell == LEASE_OVER:
             self._expire(slot, "lease", idle)
         else:
-            self._announce(Lost(slot.pid, seen, idle))
-            self._drop(slot, f"dead ({seen})")
+            self._drop(slot, f"dead ({seen})", Lost(slot.pid, seen, idle))
 
     def _expire(self, slot: Slot, reason: str, seconds: float) -> None:
-        self._announce(Expired(slot.pid, reason, seconds))
-        self._drop(slot, reason)
+        self._drop(slot, reason, Expired(slot.pid, reason, seconds))
 
-    def _drop(self, slot: Slot, reason: str) -> None:
-        """Close a connection, whatever its state. Never raises."""
-        self._announce(Closed(slot.pid, reason))
-        with suppress(Exception):
-            slot.line.close()
+    def _drop(self, slot: Slot, reason: str, *why: Event) -> None:
+        """Close a connection, whatever its state, and announce `why` and that it is closed. Never raises."""
+        _close(slot)  # first: a listener may let a KeyboardInterrupt pass
+        for event in (*why, Closed(slot.pid, reason, max(0.0, self._clock.wall() - slot.born))):
+            self._announce(event)
 
     def _maintenance_failed(self, stage: str, error: object) -> None:
-        """Announce the failure of the engine's own work, once for each stage and kind of error."""
+        """Announce the failure of the engine's own work, once for each stage and kind of error; count it always."""
         key = f"{stage} {type(error).__name__}"
-        if key not in self._told:
+        if key in self._told:
+            self._announce.count_only(MaintenanceFailed)
+        else:
             self._told.add(key)
             self._announce(MaintenanceFailed(stage, str(error).strip()))
+
+
+def _close(slot: Slot) -> None:
+    with suppress(Exception):
+        slot.line.close()
 
 
 def _close_all(slots: Slots, forgotten: Iterable[Slot]) -> None:

@@ -12,7 +12,7 @@ from serverless_pg_kit import processes
 from serverless_pg_kit.acquire import Acquiring
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
 from serverless_pg_kit.closing import Closing
-from serverless_pg_kit.commit import ending_problem, has_committed, outcome_of
+from serverless_pg_kit.commit import has_committed, outcome_of
 from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
 from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
 from serverless_pg_kit.decisions.ending import Ending, Outcome
@@ -67,9 +67,9 @@ class Cleaning(Acquiring, CleaningBase):
             finally:
                 self._release(slot, keep=report.decision == "kept")
         if scope.committed:
-            self._announce.often(Committed, slot.pid, self._clock.monotonic() - started)
+            self._announce.often(Committed, self._committed, slot.pid, started)
             return report, None
-        return report, ending_problem(ending, answers)
+        return report, self._problem(slot, ending, answers)
 
     def _home(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
         """End the request of `slot`, reset its session and see to room; return what is to become of it."""
@@ -188,9 +188,9 @@ class Cleaning(Acquiring, CleaningBase):
             return ()
         self._history.note_reap(order.interval)
         message = self.settings.statements.reap(self._fleet(slot), order.min_idle_seconds, order.limit, order.interval)
-        answers = Answers()
+        answers, started = Answers(), self._clock.monotonic()
         try:
             slot.line.run(message.encode(), deadline.within(CLOSE_SECONDS), answers)
         except OperationalError as error:
             return self._reap_failed(slot, answers.error or error)
-        return self._read_reap(slot, answers, order.interval)
+        return self._read_reap(slot, answers, order.interval, started)

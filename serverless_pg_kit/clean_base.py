@@ -12,9 +12,13 @@ from serverless_pg_kit.decisions.cleaning import Reap, Strategy, plan_reap
 from serverless_pg_kit.decisions.ending import Ending, choose_ending, rollback_reason
 from serverless_pg_kit.decisions.lease import Lease
 from serverless_pg_kit.events import (
+    Cancelled,
+    Committed,
     HeldUnused,
     Leased,
+    NotCommitted,
     Reaped,
+    Released,
     RolledBack,
 )
 from serverless_pg_kit.exchange import Answers, is_busy
@@ -158,8 +162,19 @@ class CleaningBase(EngineBase):
         """Return `lease`, but long enough for what is still to be done before the connection sleeps."""
         return None if lease is None else lease._replace(seconds=max(lease.seconds, CLOSE_SECONDS))
 
-    def _read_reap(self, slot: Slot, answers: Answers, interval: float) -> tuple[int, ...]:
-        """Return the pids of those that the reaper ended. If it was an elected one, it stays that for `interval`."""
+    def _committed(self, pid: int, started: float) -> Committed:
+        return Committed(pid, self._clock.monotonic() - started)
+
+    def _problem(self, slot: Slot, ending: Ending, answers: Answers) -> Exception | None:
+        """Return the error that the caller has to hear of, and announce it."""
+        problem = ending_problem(ending, answers)
+        if problem is not None:
+            self._announce(NotCommitted(slot.pid, type(problem).__name__, getattr(problem, "sqlstate", None)))
+        return problem
+
+    def _read_reap(self, slot: Slot, answers: Answers, interval: float, started: float) -> tuple[int, ...]:
+        """Return the pids of those that the reaper ended, which it set out for at `started`. If it was an elected one,
+        it stays that for `interval`."""
         if answers.error is not None:
             return self._reap_failed(slot, answers.error)
         killed = tuple(int(pid or 0) for pid, ended, _, _ in answers.rows if ended == "t")
@@ -167,7 +182,7 @@ class CleaningBase(EngineBase):
             term = interval if killed else 0.0  # whoever found nobody need not keep others from looking
             slot.elected = int(answers.rows[0][2] or 0), self._clock.wall() + term
         if killed:
-            self._announce(Reaped(killed))
+            self._announce(Reaped(killed, self._clock.monotonic() - started))
         return killed
 
     def _reap_failed(self, slot: Slot, error: Error) -> tuple[int, ...]:
@@ -179,7 +194,7 @@ class CleaningBase(EngineBase):
     def _change_lease(self, slot: Slot, lease: Lease) -> None:
         slot.lease = lease.seconds
         if lease.seconds > 0:
-            self._announce.often(Leased, slot.pid, lease.seconds, lease.reason)
+            self._announce.often(Leased, Leased, slot.pid, lease.seconds, lease.reason)
 
     def _release(self, slot: Slot, *, keep: bool) -> None:
         """Give the place of `slot` to whoever is next in line; it goes to sleep if it is to be kept."""
@@ -187,11 +202,19 @@ class CleaningBase(EngineBase):
         slot.idle_since, slot.census = now, None
         slot.best_before = slot.expires if slot.lease is None else min(slot.expires, now + slot.lease)
         self._history.released_at = now
-        if not self._slots.give_back(slot if keep else None) and keep:
+        begun = slot.begun  # read while it is ours
+        is_kept = self._slots.give_back(slot if keep else None)
+        if keep and not is_kept:
             self._drop(slot, "the engine was closed, or a connection as old as this one found dead")
+        self._announce.often(Released, self._released, slot.pid, begun, is_kept)
+
+    def _released(self, pid: int, begun: float, is_kept: bool) -> Released:
+        return Released(pid, self._clock.monotonic() - begun, is_kept)
 
     def _end_watch(self, slot: Slot, watch: Watch) -> None:
         watch.end()
         slot.watch, limit = None, self.settings.hold_warning
+        if watch.cancelled:
+            self._announce(Cancelled(slot.pid))
         if limit is not None and watch.longest_pause > limit:
             self._announce(HeldUnused(slot.pid, watch.longest_pause))

@@ -22,7 +22,6 @@ from serverless_pg_kit.decisions.replay import replay_delay
 from serverless_pg_kit.events import Replaying
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.scope import JoinedRequest, JoinedScope, Request, Scope, Work
-from serverless_pg_kit.settings import Settings
 from serverless_pg_kit.waiting import pause
 
 R = TypeVar("R")
@@ -36,9 +35,7 @@ class Engine(Cleaning):
     may be called from several threads. Raises `SettingsError` for bad settings.
     """
 
-    def __init__(self, settings: Settings | None = None, /, **names: Any) -> None:
-        super().__init__(settings, **names)
-        self._current: ContextVar[Work | None] = ContextVar("serverless_pg_kit.scope", default=None)
+    _current: ContextVar[Work | None]
 
     def request(
         self,
@@ -205,6 +202,7 @@ class Engine(Cleaning):
         if not self._is_usable(slot, self._clock.wall()):
             self._slots.give_back(None)
             return CleanReport("closed", "the idle connection was dead or too old")
+        slot.begun = self._clock.monotonic()
         report, _ = self._conclude(slot, Scope(self, self._deadline(0), None, None))
         return report
 

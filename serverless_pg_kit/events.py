@@ -1,16 +1,14 @@
-"""What the engine tells about itself: events, their counts, and how they reach listeners.
+"""What the engine tells about itself: one frozen dataclass for each kind of event, and their counts.
 
-Every event is a frozen dataclass with durations in seconds and counts; none holds a secret. They go to the logger
-``serverless_pg_kit``, to `Stats`, and to the listeners of the setting ``on_event``. A listener that raises is logged
-and ignored.
+Durations are seconds; nothing here holds a secret. `announcer` brings the events to the log, to `Stats` and to the
+listeners of the setting ``on_event``.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import FrozenInstanceError, dataclass, fields
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
@@ -22,25 +20,37 @@ else:
         return lambda cls: cls
 
 
-logger: logging.Logger = logging.getLogger("serverless_pg_kit")
+class LazyFields:
+    """Makes a kind of event a dataclass when somebody first asks for its fields: for all of them at once, that would
+    take a quarter of the time in which the kit is imported."""
+
+    def __get__(self, event: Event | None, kind: type[Event]) -> Any:
+        if kind is Event:
+            raise AttributeError("Event is the base of dataclasses, and none itself")
+        dataclass(init=False, repr=False, eq=False)(kind)  # replaces this for the class
+        return vars(kind)["__dataclass_fields__"]
 
 
 @dataclass_transform(frozen_default=True)
 class Event:
-    """Base of all events. `level` is the logging level, `counter` the field of `Stats` that counts it.
+    """Base of all events. `level` is the logging level, `counter` the field of `Stats` that counts it, `total` the one
+    that sums its `seconds`.
 
-    Subclasses are frozen dataclasses by inheriting. The methods stand here once: generating them for each class would
-    take a quarter of the time in which the kit is imported.
+    Subclasses are frozen dataclasses by inheriting. Their methods stand here once.
     """
 
     level: ClassVar[int] = logging.DEBUG
     counter: ClassVar[str] = ""
+    total: ClassVar[str] = ""
+    __match_args__: ClassVar[tuple[str, ...]]
+    if not TYPE_CHECKING:
+        __dataclass_fields__ = LazyFields()
 
     def __init_subclass__(cls) -> None:
-        dataclass(init=False, repr=False, eq=False)(cls)
+        cls.__match_args__ = tuple(cls.__annotations__)  # type: ignore[misc]  # to mypy it is a dataclass's own
 
     def __init__(self, *values: Any, **named: Any) -> None:
-        names = [field.name for field in fields(self)]  # type: ignore[arg-type]  # every subclass is a dataclass
+        names = self.__match_args__
         given = dict(zip(names, values, strict=False)) | named
         if len(values) + len(named) != len(names) or given.keys() != set(names):
             raise TypeError(f"{type(self).__name__} takes {', '.join(names)}")
@@ -55,6 +65,9 @@ class Event:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
+    def __replace__(self, **changes: Any) -> Any:
+        return type(self)(**vars(self) | changes)
+
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
 
@@ -63,16 +76,19 @@ class Event:
 
 
 class Connected(Event):
-    """A new connection is open: after `seconds` and `attempts`, as backend `pid`."""
+    """A new connection serves its first request, as backend `pid`. The request got it after `seconds`, all in, and
+    `attempts`, of which the last took `connecting` seconds."""
 
     counter = "connects"
+    total = "connect_seconds"
     pid: int
     seconds: float
     attempts: int
+    connecting: float
 
 
 class Refused(Event):
-    """An attempt to connect failed. `kind` is its class, `code` the SQLSTATE if there was one."""
+    """An attempt to connect failed after `seconds`. `kind` is its class, `code` the SQLSTATE if there was one."""
 
     level = logging.INFO
     counter = "refusals"
@@ -80,6 +96,7 @@ class Refused(Event):
     message: str
     code: str | None
     attempt: int
+    seconds: float
 
 
 class Retrying(Event):
@@ -100,12 +117,49 @@ class Replaying(Event):
     delay: float
 
 
+class Waited(Event):
+    """All connections of the process were in use: a request waited `seconds` in line until it was its turn."""
+
+    counter = "waits"
+    total = "wait_seconds"
+    seconds: float
+
+
+class GaveUp(Event):
+    """A request got no connection, after `seconds` and `attempts`: it hears the error of the class `error`."""
+
+    level = logging.INFO
+    counter = "failures"
+    total = "failure_seconds"
+    error: str
+    seconds: float
+    attempts: int
+
+
+class Down(Event):
+    """The server was down for a whole acquisition: for `seconds`, requests get one attempt each and do not wait."""
+
+    level = logging.WARNING
+    counter = "downs"
+    seconds: float
+
+
 class Reused(Event):
-    """A request got a connection that was open already and had been idle for `idle` seconds."""
+    """A request got, after `seconds`, a connection that was open already and had been idle for `idle` seconds."""
 
     counter = "reuses"
     pid: int
     idle: float
+    seconds: float
+
+
+class Released(Event):
+    """A request ended and gave its connection back, which it had used for `seconds`. `kept` says whether that stays
+    open for the next one."""
+
+    pid: int
+    seconds: float
+    kept: bool
 
 
 class Lost(Event):
@@ -142,7 +196,18 @@ class Thawed(Event):
     """The process had stood still: its clock of the day went `seconds` further than its own."""
 
     counter = "thaws"
+    total = "frozen_seconds"
     seconds: float
+
+
+class Restarted(Event):
+    """The engine began anew, because of a `reason` such as ``"fork"``: `abandoned` connections are left to whoever
+    opened them, and neither used nor closed here."""
+
+    level = logging.INFO
+    counter = "restarts"
+    reason: str
+    abandoned: int
 
 
 class HeldUnused(Event):
@@ -164,11 +229,12 @@ class Counted(Event):
 
 
 class Reaped(Event):
-    """Idle sessions of the fleet were ended to make room."""
+    """Idle sessions of the fleet were ended to make room; that took `seconds`."""
 
     level = logging.INFO
     counter = "reapings"
     pids: tuple[int, ...]
+    seconds: float
 
 
 class Yielded(Event):
@@ -181,7 +247,7 @@ class Yielded(Event):
 
 
 class Committed(Event):
-    """A request ended and its transaction, if it had one open, is committed."""
+    """A request ended and its transaction is committed. The end, with all that belongs to it, took `seconds`."""
 
     counter = "commits"
     pid: int
@@ -196,12 +262,32 @@ class RolledBack(Event):
     reason: str
 
 
+class NotCommitted(Event):
+    """A request ended with an error instead of a commit: `error` is its class, `code` the SQLSTATE if there was one."""
+
+    level = logging.INFO
+    counter = "commit_failures"
+    pid: int
+    error: str
+    code: str | None
+
+
+class Cancelled(Event):
+    """A statement ran past the deadline of its request, where the server's own time-out does not help: it was
+    cancelled."""
+
+    level = logging.INFO
+    counter = "cancels"
+    pid: int
+
+
 class Closed(Event):
-    """A connection was closed or dropped by this engine. `reason` says why."""
+    """A connection was closed or dropped by this engine, `seconds` after it was opened. `reason` says why."""
 
     counter = "closes"
     pid: int
     reason: str
+    seconds: float
 
 
 class PoolerDetected(Event):
@@ -214,7 +300,8 @@ class PoolerDetected(Event):
 
 
 class MaintenanceFailed(Event):
-    """The engine's own work failed (`stage` says which part); the request was not affected."""
+    """The engine's own work failed (`stage` says which part); the request was not affected. Told once for each stage
+    and kind of error, but counted always."""
 
     level = logging.WARNING
     counter = "maintenance_failures"
@@ -226,25 +313,34 @@ Listener = Callable[[Event], object]
 
 
 class Stats(NamedTuple):
-    """Counts of what happened in this process since the engine was made; a snapshot.
+    """What happened in this process since the engine was made, or since the process was forked; a snapshot.
 
     `open` connections are in use, idle or being opened now; `in_use` counts the requests that have one or wait for one
-    to open. `killed` counts ended sessions, `reapings`
-    the times that any were ended. The other fields count the events of the same meaning.
+    to open, `waiting` those that wait in line because `max_size` are in use. `killed` counts ended sessions, `reapings`
+    the times that any were ended. `connect_seconds` is what requests waited for new connections, `wait_seconds` in
+    line, `failure_seconds` in vain; `frozen_seconds` is how long the process stood still. The other fields count the
+    events of the same meaning.
     """
 
     open: int = 0
     in_use: int = 0
+    waiting: int = 0
     connects: int = 0
     refusals: int = 0
     retries: int = 0
     reuses: int = 0
+    waits: int = 0
+    failures: int = 0
+    downs: int = 0
     losses: int = 0
     expirations: int = 0
     leases: int = 0
     thaws: int = 0
+    restarts: int = 0
     holds: int = 0
+    cancels: int = 0
     commits: int = 0
+    commit_failures: int = 0
     rollbacks: int = 0
     replays: int = 0
     censuses: int = 0
@@ -253,46 +349,7 @@ class Stats(NamedTuple):
     yields: int = 0
     closes: int = 0
     maintenance_failures: int = 0
-
-
-class Announcer:
-    """Gives events to the log, to the counts and to the listeners."""
-
-    def __init__(self, listeners: Sequence[Listener]) -> None:
-        self._listeners = tuple(listeners)
-        self._counts = dict.fromkeys(Stats._fields, 0)
-        self.start_anew()
-
-    def start_anew(self) -> None:
-        """Make a new lock after a fork: another thread of the parent may have held the old one."""
-        self._lock = threading.Lock()
-
-    def __call__(self, event: Event) -> None:
-        """Count, log and announce `event`. Never raises."""
-        self._count(event)
-        if logger.isEnabledFor(event.level):
-            logger.log(event.level, "%s", event)
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:
-                logger.exception("a listener failed on %s", event)
-
-    def often(self, kind: type[Event], *values: Any) -> None:
-        """Announce an event that comes with every request: it is counted always, but made only if somebody hears it."""
-        if self._listeners or logger.isEnabledFor(kind.level):
-            self(kind(*values))
-        else:
-            with self._lock:
-                self._counts[kind.counter] += 1
-
-    def _count(self, event: Event | type[Event]) -> None:
-        with self._lock:
-            if event.counter:
-                self._counts[event.counter] += 1
-            if isinstance(event, Reaped):
-                self._counts["killed"] += len(event.pids)
-
-    def stats(self, *, open: int, in_use: int) -> Stats:
-        """Return the counts, with the numbers of connections `open` and `in_use` now."""
-        return Stats(**self._counts | {"open": open, "in_use": in_use})
+    connect_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    failure_seconds: float = 0.0
+    frozen_seconds: float = 0.0

@@ -34,6 +34,8 @@ class Retry:
         self.started: float = started
         self.attempts: int = 0
         self.slowest: float = 0.0
+        self.latest: float = 0.0
+        self._lap = started
 
     @property
     def waited(self) -> float:
@@ -43,7 +45,13 @@ class Retry:
     def note(self, seconds: float) -> None:
         """Record an attempt that took `seconds`."""
         self.attempts += 1
+        self.latest = seconds
         self.slowest = max(self.slowest, seconds)
+
+    def lap(self) -> float:
+        """Return the seconds since the lap before, or since the beginning."""
+        before, self._lap = self._lap, self.clock.monotonic()
+        return self._lap - before
 
     def delay(self, failure: Failure) -> float | None:
         """Return the seconds to wait before the next attempt, or ``None`` to give up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -128,7 +129,7 @@ class Settings:
     """The kit's SQL; a subclass's instance for wire-compatible databases."""
 
     on_event: Listener | Sequence[Listener] | None = None
-    """Called with every event: one callable or a sequence of them."""
+    """Called with every event, in the thread of the request: one plain callable or a sequence of them."""
 
     if not TYPE_CHECKING:
 
@@ -211,6 +212,13 @@ def is_fleet_name(value: object) -> bool:
     )
 
 
+def is_listener(value: object) -> bool:
+    """Tell whether `value` can be called with an event, and does its work then: a coroutine function would not."""
+    codes = (value, getattr(value, "__call__", None))  # noqa: B004 - its kind matters, not its presence
+    return callable(value) and not any(map(inspect.iscoroutinefunction, codes))
+
+
+LISTENER = "a plain callable, not an async one"
 FLEET_NAME = f"1 to {LONGEST_NAME} printable ASCII characters without colon, quotes and backslash"
 DURATION = "a number of seconds, 0 or more"
 COUNT = "a whole number, {} or more"
@@ -258,11 +266,9 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "statements": ("an instance of Statements", lambda value: isinstance(value, Statements)),
     "on_event": (
-        "a callable, a sequence of callables, or None",
+        f"{LISTENER}, a sequence of such, or None",
         lambda value: (
-            value is None
-            or callable(value)
-            or (isinstance(value, Sequence) and all(callable(listener) for listener in value))
+            value is None or is_listener(value) or (isinstance(value, Sequence) and all(map(is_listener, value)))
         ),
     ),
 }

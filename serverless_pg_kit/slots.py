@@ -67,6 +67,7 @@ class Slot:
         self.lease: float | None = None
         self.lent: int = 0
         self.waited: float = 0.0  # seconds, for it to be opened
+        self.begun: float = 0.0  # when the present request got it, by the monotonic clock
         self.prepared: bool = False
         self.elected: tuple[int, float] | None = None
         self.census: Census | None = None  # taken in the present request
@@ -128,6 +129,11 @@ class Slots:
     def taken(self) -> int:
         """How many requests have a connection or are opening one."""
         return self._taken
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait in line."""
+        return len(self._line)
 
     def ask(self, waiter: Waiter) -> bool:
         """Grant `waiter` a slot, or the right to open one, and return True; or put it in line and return False."""

@@ -71,9 +71,9 @@ class Bell:
         self._event.set()
         return True
 
-    def wait(self, seconds: float) -> None:
-        """Wait until the bell is rung, at most for `seconds`."""
-        self._event.wait(min(seconds, threading.TIMEOUT_MAX))
+    def wait(self, seconds: float) -> bool:
+        """Wait until the bell is rung, at most for `seconds`; tell whether it was."""
+        return self._event.wait(min(seconds, threading.TIMEOUT_MAX))
 
 
 def completed(result: object) -> None:

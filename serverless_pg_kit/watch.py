@@ -48,6 +48,7 @@ class Watch:
         "_server_helps_until",
         "_used_at",
         "_wait",
+        "cancelled",
         "longest_pause",
     )
 
@@ -59,6 +60,7 @@ class Watch:
         self._used_at = now = monotonic()
         self._server_helps_until = now + GRACE if slot.direct else now
         self.longest_pause = 0.0
+        self.cancelled: bool = False
         vars(slot.conn)["wait"] = self
 
     def end(self) -> None:
@@ -87,6 +89,7 @@ class Watch:
         Before version 17 libpq can only block while it asks: that is done elsewhere, so that a server which says
         nothing holds nobody.
         """
+        self.cancelled = True
         if capabilities.has_cancel_safe():
             with suppress(OperationalError):
                 self._conn.cancel_safe(timeout=CANCEL_SECONDS)

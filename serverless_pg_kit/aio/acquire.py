@@ -20,8 +20,8 @@ from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
 from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
-from serverless_pg_kit.errors import AcquireTimeout, SettingsError
-from serverless_pg_kit.events import Connected, Retrying, Reused
+from serverless_pg_kit.errors import SettingsError
+from serverless_pg_kit.events import Retrying, Reused, Waited
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.retry import Retry
@@ -42,7 +42,7 @@ class Acquiring(AcquiringBase):
         started, wall = self._clock.monotonic(), self._clock.wall()
         self._begin_work(started, wall)
         if scope.deadline.at <= started:
-            raise AcquireTimeout("the request's deadline was over before it needed a connection", waited=0.0)
+            raise self._too_late(self._retry(scope, started))
         granted, slot = self._slots.take()
         if not granted:
             slot, wall = await self._wait_in_line(self._retry(scope, started)), self._clock.wall()
@@ -50,10 +50,13 @@ class Acquiring(AcquiringBase):
             if slot is not None:  # async only
                 slot.line.enter_loop()  # async only
             if slot is not None and self._is_usable(slot, wall) and await self._open_idle(slot, scope, started):
-                self._announce.often(Reused, slot.pid, wall - slot.idle_since)
+                slot.begun = started
+                self._announce.often(Reused, self._reused, slot, wall, started)
             else:
                 slot = await self._open_fresh(scope, self._retry(scope, started))
         except BaseException:
+            if slot is not None:
+                slot.line.close()
             self._slots.give_back(None)
             raise
         if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
@@ -64,18 +67,14 @@ class Acquiring(AcquiringBase):
         bell = Bell()
         waiter = Waiter(bell.ring)
         try:
-            if not self._slots.ask(waiter):
-                await bell.wait(retry.deadline.remaining())
+            if not self._slots.ask(waiter) and await bell.wait(retry.deadline.remaining()):
+                self._announce(Waited(retry.waited))
         except BaseException:
             if not self._slots.withdraw(waiter):
                 self._decline(waiter.slot)
             raise
         if not waiter.granted and self._slots.withdraw(waiter):
-            raise AcquireTimeout(
-                f"all {self._slots.max_size} connections of this process were in use for {retry.waited:.2f} s:"
-                " raise max_size or max_wait, or end requests sooner",
-                waited=retry.waited,
-            )
+            raise self._no_turn(retry)
         return waiter.slot
 
     async def _open_idle(self, slot: Slot, scope: Work, started: float) -> bool:
@@ -89,8 +88,7 @@ class Acquiring(AcquiringBase):
             deadline = self._fresh_open_deadline(retry)
             failure = await self._open(slot, scope, deadline, deadline.remaining())
             if failure is None:
-                slot.waited = retry.waited
-                self._announce(Connected(slot.pid, retry.waited, retry.attempts))
+                self._announce_connected(slot, retry)
                 return slot
             await self._pause(retry, failure)
 
@@ -111,6 +109,7 @@ class Acquiring(AcquiringBase):
     async def _attempt(self, retry: Retry) -> Slot | Failure:
         """Try each address once; of one host's addresses the next only if the network failed."""
         started = self._clock.monotonic()
+        retry.lap()
         params = self._parameters()
         outcome = await self._try_addresses(await self._resolve(params, retry), params, retry)
         seconds = self._clock.monotonic() - started

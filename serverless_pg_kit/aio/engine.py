@@ -22,7 +22,6 @@ from serverless_pg_kit.decisions.ending import Ending
 from serverless_pg_kit.decisions.replay import replay_delay
 from serverless_pg_kit.events import Replaying
 from serverless_pg_kit.exchange import Answers
-from serverless_pg_kit.settings import Settings
 
 R = TypeVar("R")
 
@@ -35,9 +34,7 @@ class AsyncEngine(Cleaning):
     may be called from several threads. Raises `SettingsError` for bad settings.
     """
 
-    def __init__(self, settings: Settings | None = None, /, **names: Any) -> None:
-        super().__init__(settings, **names)
-        self._current: ContextVar[Work | None] = ContextVar("serverless_pg_kit.scope", default=None)
+    _current: ContextVar[Work | None]
 
     def request(
         self,
@@ -204,6 +201,7 @@ class AsyncEngine(Cleaning):
         if not self._is_usable(slot, self._clock.wall()):
             self._slots.give_back(None)
             return CleanReport("closed", "the idle connection was dead or too old")
+        slot.begun = self._clock.monotonic()
         report, _ = await uninterrupted(self._conclude(slot, Scope(self, self._deadline(0), None, None)))
         return report
 

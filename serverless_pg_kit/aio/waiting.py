@@ -174,11 +174,11 @@ class Bell:
             return False
         return True
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until the bell is rung, at most for `seconds`."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait until the bell is rung, at most for `seconds`; tell whether it was."""
         timer = self._loop.call_later(min(seconds, LONGEST), settle, self._rung, False) if seconds < math.inf else None
         try:
-            await self._rung
+            return await self._rung
         finally:
             if timer is not None:
                 timer.cancel()
