@@ -101,7 +101,7 @@ def test_deadline_bounds_name_resolution(run: Run, make_engine: Any, conninfo: s
     """A resolver that hangs costs the request no more than its time to connect."""
     engine = make_engine(conninfo=conninfo, max_wait=0.2)
     started = time.monotonic()
-    with pytest.raises(AcquireTimeout, match="db.example"):
+    with pytest.raises(AcquireTimeout, match=r"db\.example"):
         run(pid_of(engine))
     assert time.monotonic() - started < 15.0
     assert engine.stats.in_use == 0
