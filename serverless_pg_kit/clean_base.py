@@ -80,13 +80,15 @@ class CleaningBase(EngineBase):
             return None
         return plan_routine(slot, self.settings.statements, lease)
 
-    def _next_lease(self, slot: Slot) -> Lease | None:
-        """Return the lease for the sleep that follows; should the decision fail, COMMIT comes first."""
+    def _plan_sleep(self, slot: Slot) -> tuple[Lease | None, Lease | None]:
+        """Return the lease for the sleep that follows, and that for what is still to be done before it; should the
+        decision fail, COMMIT comes first."""
         try:
-            return self._lease(slot)
+            lease = self._lease(slot)
+            return lease, lease if self._reap_order(slot) is None else self._awake(lease)
         except Exception as error:
-            self._maintenance_failed("lease", error)
-            return None
+            self._maintenance_failed("room", error)
+            return None, None
 
     def _lease(self, slot: Slot) -> Lease | None:
         """Return how long `slot` may stay idle after this request, ``None`` where there are no leases."""

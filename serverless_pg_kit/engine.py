@@ -31,7 +31,7 @@ class Engine(Cleaning):
     """Direct PostgreSQL connections for one process, healthy across freezes, bursts and restarts.
 
     Takes a `Settings` object, or single settings by name; what is not named comes from ``SERVERLESS_PG_<NAME>``.
-    Opens nothing until a request needs a connection, and starts no thread. Make it once, at module level; its methods
+    Opens nothing until a request needs a connection, and keeps no thread. Make it once, at module level; its methods
     may be called from several threads. Raises `SettingsError` for bad settings.
     """
 

@@ -43,7 +43,7 @@ def sleepers(superuser: psycopg.Connection[Any], engine: AsyncEngine) -> int:
     return int(count)
 
 
-def slow_commit(superuser: psycopg.Connection[Any], seconds: float) -> None:
+def slow_commit(superuser: Any, seconds: float) -> None:
     """Let each COMMIT of something written to the ledger take `seconds`; it fails for entries below 0."""
     superuser.execute(
         f"""create or replace function pg_temp.dawdle() returns trigger language plpgsql as

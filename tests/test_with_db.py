@@ -28,6 +28,12 @@ class Context:
 
 
 @pytest.fixture
+def shell() -> Any:
+    """The sync one: async handlers have a suite of their own, in aio/."""
+    return Engine
+
+
+@pytest.fixture
 def engine(make_engine: Any) -> Engine:
     """An engine on the server."""
     made: Engine = make_engine()

@@ -184,6 +184,7 @@ class Acquiring(AcquiringBase):
             if answers.failed is not None:
                 answers = await self._open_again(slot, scope, opening, answers, deadline)
         except OperationalError as lost:
+            slot.farewell = slot.farewell or lost.sqlstate or getattr(answers.error, "sqlstate", None)
             self._lose(slot, "open")
             if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE:
                 self._condemn("a connection as old as this one lost its server in silence")
@@ -213,5 +214,6 @@ class Acquiring(AcquiringBase):
         if error is None or slot.conn.pgconn.status != ConnStatus.BAD:
             self._drop(slot, "the open exchange failed")
             raise error or OperationalError("the open exchange failed")
+        slot.farewell = slot.farewell or error.sqlstate
         self._lose(slot, "open")
         return self._understand_loss(error)

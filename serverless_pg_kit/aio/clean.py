@@ -73,8 +73,7 @@ class Cleaning(Acquiring, CleaningBase):
     async def _home(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
         """End the request of `slot`, reset its session and see to room; return what is to become of it."""
         routine = self._usual_routine(slot) if ending is Ending.COMMIT else None
-        lease = self._next_lease(slot) if routine is None else routine.lease
-        waking = lease if routine is not None or self._reap_order(slot) is None else self._awake(lease)
+        lease, waking = self._plan_sleep(slot) if routine is None else (routine.lease, routine.lease)
         try:
             await self._finish(slot, ending, waking, deadline, answers, routine)
         except FAILURES as error:
@@ -87,6 +86,14 @@ class Cleaning(Acquiring, CleaningBase):
         slot.lent += 1
         if routine is not None:
             return NOTHING_DUE
+        try:
+            return await self._settle(slot, lease, waking, deadline)
+        except Exception as error:  # what is committed stays so
+            self._maintenance_failed("room", error)
+            return CleanReport("closed", f"room could not be seen to: {type(error).__name__}")
+
+    async def _settle(self, slot: Slot, lease: Lease | None, waking: Lease | None, deadline: Deadline) -> CleanReport:
+        """Note what the close has set, and see to room."""
         if waking is not None and waking.seconds != slot.lease:
             self._change_lease(slot, waking)
         slot.routine = self._next_routine(slot, lease)
@@ -120,7 +127,7 @@ class Cleaning(Acquiring, CleaningBase):
         if answers.failed is not None or closing.census or closing.prepares:
             self._read_close(slot, closing, answers)
         slot.baseline.restore(slot.conn)
-        if slot.configures_session and self.settings.reset:
+        if slot.configures_session and self.settings.reset and slot.direct:
             await self._reconfigure(slot)
 
     async def _roll_back(self, slot: Slot, deadline: Deadline) -> None:

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 
 from psycopg import OperationalError
 
-from serverless_pg_kit import waiting as blocking
 from serverless_pg_kit.clock import Clock
 from serverless_pg_kit.waiting import LONGEST, Steps
 
@@ -59,8 +58,7 @@ async def is_ready(descriptor: int, events: int, seconds: float) -> bool:
             loop.add_reader(descriptor, settle, happened, True)
         if events & select.POLLOUT:
             loop.add_writer(descriptor, settle, happened, True)
-        # A loop that was blocked for long may come to its timers before it looks at what has arrived meanwhile.
-        return await happened or blocking.is_ready(descriptor, events, 0.0)
+        return await happened
     except OSError as error:
         raise OperationalError("the connection was closed while it was waited for") from error
     finally:

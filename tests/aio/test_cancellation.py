@@ -261,7 +261,7 @@ def test_group_whose_member_fails_ends_the_others_requests(
                 group.create_task(slow(entry))
             group.create_task(fail())
 
-    with pytest.raises(BaseExceptionGroup) as raised:  # noqa: F821 - there are task groups from 3.11 on only
+    with pytest.raises(ExceptionGroup) as raised:  # noqa: F821 - since 3.11
         run(main())
     assert raised.group_contains(LookupError, match="mine")
     assert (engine.stats.in_use, entries(superuser)) == (0, [])

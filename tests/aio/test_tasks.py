@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
-from aio_support import sleepers, soon
+from aio_support import Interrupted, pid_of, sleepers, soon
 from support import entries
 
 from serverless_pg_kit import AsyncEngine, TransactionFailed
@@ -34,6 +35,20 @@ def test_many_tasks_share_few_connections(run: Run, make_engine: Any) -> None:
     counts = run(main())
     assert (len(counts), max(counts)) == (200, 5)
     assert engine.stats.commits == 200
+
+
+def test_blocked_loop_is_not_a_silent_server(run: Run, engine: AsyncEngine) -> None:
+    """A task that blocks the loop while another waits for its answer does not make a healthy connection look dead."""
+
+    async def main() -> None:
+        pid = await pid_of(engine)
+        # Half of the time is for the answer to the open exchange, and by then the loop is blocked.
+        work = empty(engine.request(deadline=1.0))
+        await Interrupted(work, 1, lambda: asyncio.get_running_loop().call_soon(time.sleep, 0.6))
+        assert await pid_of(engine) == pid
+
+    run(main())
+    assert (engine.stats.losses, engine.stats.connects) == (0, 1)
 
 
 def test_child_tasks_join_the_request(run: Run, engine: AsyncEngine, superuser: Any, ledger: str) -> None:
@@ -62,6 +77,12 @@ def test_first_touch_of_several_tasks_acquires_once(run: Run, engine: AsyncEngin
 
     run(main())
     assert (engine.stats.connects, engine.stats.in_use) == (1, 0)
+
+
+async def empty(request: Any) -> None:
+    """Serve a `request` that does nothing."""
+    async with request:
+        pass
 
 
 async def touch(engine: AsyncEngine) -> psycopg.AsyncConnection[Any]:

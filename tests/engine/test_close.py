@@ -220,7 +220,6 @@ def test_engine_that_is_closed_at_the_last_moment_keeps_nothing(
     check_closed_in_time(engine, superuser)
 
 
-@pytest.mark.xfail(strict=True, reason="the end of a request decides about room before it commits")
 @pytest.mark.parametrize("decision", ["_lease", "_reap_order"])
 def test_failing_decision_about_room_costs_no_commit(
     make_engine: Any, superuser: Any, ledger: str, monkeypatch: pytest.MonkeyPatch, decision: str

@@ -17,6 +17,12 @@ from serverless_pg_kit.testing import rolled_back
 
 
 @pytest.fixture
+def shell() -> Any:
+    """The sync one: only its requests can be rolled back."""
+    return Engine
+
+
+@pytest.fixture
 def engine(make_engine: Any) -> Engine:
     """An engine whose requests have a second to come to their connection."""
     engine: Engine = make_engine(max_wait=1.0)
