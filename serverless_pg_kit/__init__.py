@@ -6,6 +6,9 @@ throw-away server for tests.
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from serverless_pg_kit.aws_lambda import default_engine, with_db
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.classify import FailureKind, Rule
@@ -24,6 +27,9 @@ from serverless_pg_kit.errors import (
 from serverless_pg_kit.scope import Scope
 from serverless_pg_kit.settings import Settings
 from serverless_pg_kit.statements import Statements
+
+if TYPE_CHECKING:
+    from serverless_pg_kit.shutdown import close_on_sigterm
 
 __version__ = "0.1.0.dev0"
 
@@ -44,6 +50,17 @@ __all__ = [
     "Statements",
     "TooManyConnections",
     "TransactionFailed",
+    "close_on_sigterm",
     "default_engine",
     "with_db",
 ]
+
+LATE = {"close_on_sigterm": "serverless_pg_kit.shutdown"}
+"""Names that are imported when they are touched, with their modules: few functions need them."""
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(LATE[name]), name)
