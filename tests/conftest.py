@@ -3,11 +3,12 @@ from __future__ import annotations
 import functools
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psycopg
 import pytest
+from programs import environ
 from proxy import Proxy
 from support import debian_15, server_versions
 
@@ -41,13 +42,21 @@ def tiny_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def engines(request: pytest.FixtureRequest) -> Iterator[MakeEngine]:
-    """Make engines that are closed at the end of the test.
+def fleet(request: pytest.FixtureRequest) -> str:
+    """The name of this test's connections: each test has its own, so that no test ends another's connections."""
+    return f"test {zlib.crc32(request.node.name.encode())}"
 
-    Each test has a fleet of its own, so that no test ends another's connections.
-    """
+
+@pytest.fixture
+def variables(server: PostgresServer, fleet: str) -> Mapping[str, str]:
+    """The environment of programs whose engines connect to ``server``."""
+    return environ(server, fleet)
+
+
+@pytest.fixture
+def engines(fleet: str) -> Iterator[MakeEngine]:
+    """Make engines that are closed at the end of the test."""
     made: list[Engine] = []
-    fleet = f"test {zlib.crc32(request.node.name.encode())}"
 
     def make(**names: Any) -> Engine:
         made.append(Engine(**{"application_name": fleet} | names))
