@@ -6,7 +6,8 @@ throw-away server for tests.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import TYPE_CHECKING
 
 from serverless_pg_kit.aws_lambda import default_async_engine, default_engine, with_db
 from serverless_pg_kit.decisions.census import Census
@@ -27,10 +28,11 @@ from serverless_pg_kit.scope import Scope
 from serverless_pg_kit.settings import Settings
 from serverless_pg_kit.statements import Statements
 
-__version__ = "0.1.0.dev0"
-
 if TYPE_CHECKING:
     from serverless_pg_kit.aio.engine import AsyncEngine
+    from serverless_pg_kit.shutdown import close_on_sigterm
+
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "AcquireTimeout",
@@ -50,20 +52,21 @@ __all__ = [
     "Statements",
     "TooManyConnections",
     "TransactionFailed",
+    "close_on_sigterm",
     "default_async_engine",
     "default_engine",
     "with_db",
 ]
 
+LATE = {"AsyncEngine": "serverless_pg_kit.aio.engine", "close_on_sigterm": "serverless_pg_kit.shutdown"}
+"""Names that are imported when they are touched, with their modules: few functions need them."""
 
-def __getattr__(name: str) -> Any:
-    """Load the async shell when it is first asked for: most functions never need it."""
-    if name != "AsyncEngine":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from serverless_pg_kit.aio.engine import AsyncEngine
+if not TYPE_CHECKING:
 
-    globals()[name] = AsyncEngine
-    return AsyncEngine
+    def __getattr__(name: str) -> object:
+        if name not in LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(LATE[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -127,6 +127,7 @@ class AcquiringBase(EngineBase):
             expires=float("inf") if lifetime is None else now + lifetime * (1 - self._clock.dice() / 10),
             generation=self._slots.generation,
         )
+        self._open_slots.add(slot)
         conn.add_notice_handler(slot.hear)
         baseline.keep_notice_handler(slot.hear)
         pooler = pooler_of(self.settings.pooler, conn.pgconn.host.decode())

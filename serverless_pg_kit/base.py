@@ -12,9 +12,10 @@ from typing import Any
 
 from psycopg import Connection, sql
 
-from serverless_pg_kit import processes
+from serverless_pg_kit import processes, snapstart
 from serverless_pg_kit.announcer import Announcer
 from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.crowd import Crowd
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, read_census
 from serverless_pg_kit.decisions.deadline import Deadline, deadline_after
@@ -72,12 +73,14 @@ class EngineBase:
         self._current: ContextVar[Any] = ContextVar("serverless_pg_kit.scope", default=None)
         self._announce = Announcer(self.settings.listeners(), self._current, self.settings.application_name)
         self._slots = Slots(self.settings.max_size)
+        self._open_slots: Crowd[Slot] = Crowd()
         self._tracing = TraceRation(always=any(rule.codes for rule in self.settings.connect_rules))
         self._backoff = Backoff(self.settings.backoff_base, self.settings.backoff_cap, self.settings.max_retries)
         self._told: set[str] = set()
         self._forgotten: deque[Slot] = deque()  # of requests that were collected before they ended
         self._start()
         self._finalizer = weakref.finalize(self, _close_all, self._slots, self._forgotten)
+        snapstart.engines.add(self)
 
     def _checked_class(self) -> type[AnyConnection]:
         """Return the class that the settings want; the shell's own stands for psycopg's default."""
@@ -124,11 +127,12 @@ class EngineBase:
             self._start_anew()
 
     def _start_anew(self) -> None:
-        """Forget all that is the parent's, in a forked child."""
+        """Forget all that is the parent's, in a forked child or a copy of a snapshot."""
         abandoned = self._slots.idle + len(self._forgotten)
         while self._forgotten:
             self._slots.abandon(self._forgotten.popleft())
         self._slots.start_anew()
+        self._open_slots = Crowd()
         self._announce.start_anew()
         self._start()
         self._announce(Restarted("fork", abandoned))
@@ -159,6 +163,12 @@ class EngineBase:
             _close(slot)
         for slot in condemned:
             self._drop(slot, reason)
+
+    def _surrender(self) -> tuple[list[Slot], list[Slot]]:
+        """Start a new generation; return the connections that were idle and are nobody's now, and those in use."""
+        self._check_process()
+        idle = self._slots.condemn()
+        return idle, [slot for slot in self._open_slots if slot not in idle and not slot.conn.closed]
 
     def _idle_seconds(self, slot: Slot) -> float:
         return max(0.0, self._clock.wall() - slot.idle_since)

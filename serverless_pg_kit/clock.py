@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+SYSTEM_DICE = random.SystemRandom()
+"""Has no state of its own: containers that were copied from one snapshot do not roll the same numbers."""
+
 
 class Clock(NamedTuple):
     """Time and chance as the engine sees them, all in seconds.
@@ -17,5 +20,5 @@ class Clock(NamedTuple):
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
-    dice: Callable[[], float] = random.random
+    dice: Callable[[], float] = SYSTEM_DICE.random
     sleep: Callable[[float], None] = time.sleep

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 generation: int = 0
-"""How many forks lie between this process and the one that imported the kit."""
+"""How often the process that imported the kit has become another one since: by a fork, or a restored snapshot."""
 
 
-def _count_fork() -> None:
+def start_anew() -> None:
+    """Count a new process: what was opened before belongs to another one."""
     global generation
     generation += 1
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
+    os.register_at_fork(after_in_child=start_anew)

@@ -3,12 +3,13 @@ from __future__ import annotations
 import functools
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psycopg
 import pytest
 from blocking import blocking_engine
+from programs import environ
 from proxy import Proxy
 from support import debian_15, server_versions, shells
 
@@ -48,13 +49,21 @@ def shell(request: pytest.FixtureRequest) -> MakeEngine:
 
 
 @pytest.fixture
-def engines(request: pytest.FixtureRequest, shell: MakeEngine) -> Iterator[MakeEngine]:
-    """Make engines of each shell that are closed at the end of the test.
+def fleet(request: pytest.FixtureRequest) -> str:
+    """The name of this test's connections: each test has its own, so that no test ends another's connections."""
+    return f"test {zlib.crc32(request.node.name.encode())}"
 
-    Each test has a fleet of its own, so that no test ends another's connections.
-    """
+
+@pytest.fixture
+def variables(server: PostgresServer, fleet: str) -> Mapping[str, str]:
+    """The environment of programs whose engines connect to ``server``."""
+    return environ(server, fleet)
+
+
+@pytest.fixture
+def engines(fleet: str, shell: MakeEngine) -> Iterator[MakeEngine]:
+    """Make engines of each shell that are closed at the end of the test."""
     made: list[Engine] = []
-    fleet = f"test {zlib.crc32(request.node.name.encode())}"
 
     def make(**names: Any) -> Engine:
         made.append(shell(**{"application_name": fleet} | names))
