@@ -21,7 +21,7 @@ from psycopg import AsyncConnection
 from serverless_pg_kit import AsyncEngine, with_db
 
 _thread = threading.local()
-_clothes: weakref.WeakKeyDictionary[Any, Blocking] = weakref.WeakKeyDictionary()
+_clothes: weakref.WeakValueDictionary[int, Blocking] = weakref.WeakValueDictionary()  # by the id of what wears them
 
 SETTERS = ("autocommit", "isolation_level", "read_only", "deferrable")
 
@@ -119,9 +119,10 @@ def clothed(value: Any) -> Any:
         return clothed(run(value))
     if isinstance(value, Blocking) or not is_async(value):
         return value
-    if value not in _clothes:
-        _clothes[value] = Blocking(value)
-    return _clothes[value]
+    clothes = _clothes.get(id(value))
+    if clothes is None:
+        _clothes[id(value)] = clothes = Blocking(value)
+    return clothes
 
 
 def is_async(value: Any) -> bool:

@@ -171,7 +171,6 @@ def test_request_that_was_never_cleaned_is_begun_anew(make_engine: Any, superuse
     assert engine.stats.in_use == 0
 
 
-@SYNC_ONLY
 def test_request_that_nobody_ends_is_reclaimed(make_engine: Any) -> None:
     """connect() in threads that end without clean() does not use up the engine."""
     engine = make_engine(max_size=2, max_wait=2.0)
