@@ -31,7 +31,7 @@ class LineBase:
     __slots__ = ("_poll", "conn")
 
     def __init__(self, conn: Any) -> None:
-        self.conn = conn
+        self.conn: Any = conn
         self._poll = select.poll()
         self._poll.register(conn.pgconn.socket, select.POLLIN)
 

@@ -59,7 +59,7 @@ class Watch:
         self._monotonic = monotonic
         self._used_at = now = monotonic()
         self._server_helps_until = now + GRACE if slot.direct else now
-        self.longest_pause = 0.0
+        self.longest_pause: float = 0.0
         self.cancelled: bool = False
         vars(slot.conn)["wait"] = self
 
