@@ -227,5 +227,5 @@ def closed_if_interrupted(slot: Slot) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        slot.conn.close()
+        slot.line.close()
         raise

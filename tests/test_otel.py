@@ -227,9 +227,9 @@ def test_refusal_is_a_span_with_an_error(telescope: Telescope, make_engine: Any,
 
 def test_waiting_in_vain_is_a_timeout(telescope: Telescope, make_engine: Any) -> None:
     """Requests that get no connection in time count as what the conventions call a timeout."""
-    engine = make_engine(max_size=1, max_wait=0.02)
+    engine = make_engine(max_size=1)
     telescope.watch(engine)
-    with engine.request(), pytest.raises(AcquireTimeout), engine.request(join=False):
+    with engine.request(), pytest.raises(AcquireTimeout), engine.request(join=False, deadline=0.02):
         raise AssertionError("not served")
     assert telescope.values("db.client.connection.timeouts") == {frozenset(): 1}
 

@@ -1,4 +1,5 @@
-"""A listener that raises, blocks or uses the engine itself does no harm beyond its own log line."""
+"""A listener that raises, blocks or uses the engine itself does no harm beyond its own log line. (What one of an
+`AsyncEngine` can do is in tests/aio.)"""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support import entries, eventually, kill, sessions
+from support import SYNC_ONLY, entries, eventually, kill, sessions
 
 from serverless_pg_kit import AcquireTimeout, Engine, SettingsError
 from serverless_pg_kit.events import (
@@ -35,12 +36,13 @@ class Writer:
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
+        self.deadline: float | None = None
         self.heard: list[Event] = []
 
     def __call__(self, event: Event) -> None:
         self.heard.append(event)
         assert self.engine is not None
-        with self.engine.request() as conn:
+        with self.engine.request(deadline=self.deadline) as conn:
             conn.execute("insert into ledger values (%s)", [len(self.heard)])
 
 
@@ -51,6 +53,7 @@ def write(engine: Engine, entry: int) -> None:
         raise ValueError("mine")
 
 
+@SYNC_ONLY
 def test_listener_may_use_the_engine(make_engine: Any, superuser: Any, ledger: str) -> None:
     """What it does is a request of its own, committed whatever becomes of the one that it hears of."""
     writer = Writer()
@@ -63,6 +66,7 @@ def test_listener_may_use_the_engine(make_engine: Any, superuser: Any, ledger: s
     assert engine.stats.in_use == 0
 
 
+@SYNC_ONLY
 def test_listener_inside_a_scope_sees_no_request(make_engine: Any) -> None:
     """Neither while the request acquires its connection nor at its end is it the listener's."""
     seen: list[str] = []
@@ -81,19 +85,21 @@ def test_listener_inside_a_scope_sees_no_request(make_engine: Any) -> None:
     assert all("no request is open" in text for text in seen)
 
 
+@SYNC_ONLY
 def test_listener_that_finds_no_connection_harms_nobody(
     make_engine: Any, superuser: Any, ledger: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With the only connection in use, a listener that wants one waits in vain, and only that is logged."""
     writer = Writer()
-    engine = writer.engine = make_engine(on_event=writer, max_size=1, max_wait=0.05)
+    engine = writer.engine = make_engine(on_event=writer, max_size=1)
+    writer.deadline = 0.01
     with engine.request() as conn:
         conn.execute("insert into ledger values (-1)")
     assert -1 in entries(superuser)
     assert (engine.stats.commits > 0, engine.stats.in_use) == (True, 0)
-    failed = [record for record in caplog.records if "failed on" in record.getMessage()]
-    assert failed
-    assert all(record.exc_info is not None and record.exc_info[0] is AcquireTimeout for record in failed)
+    [failed, *_] = [record for record in caplog.records if "failed on Connected" in record.getMessage()]
+    assert failed.exc_info is not None
+    assert failed.exc_info[0] is AcquireTimeout
 
 
 def test_listener_that_raises_costs_its_log_line(
@@ -179,6 +185,7 @@ def everything(engine: Engine, superuser: psycopg.Connection[Any]) -> None:
     engine.close()
 
 
+@SYNC_ONLY
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_interrupt_in_a_listener_leaks_nothing(make_engine: Any, superuser: Any, error: type[BaseException]) -> None:
     """Ctrl-C in a listener, at whatever event, reaches the program; no connection and no place is lost."""

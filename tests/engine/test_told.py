@@ -115,12 +115,12 @@ def test_waiting_in_line_is_told(make_engine: Any) -> None:
 def test_no_turn_is_told(make_engine: Any) -> None:
     """A request that waits in vain for another one's connection hears an error, the listeners an event."""
     heard: list[Event] = []
-    engine = make_engine(on_event=heard.append, max_size=1, max_wait=0.05)
-    with engine.request(), pytest.raises(AcquireTimeout) as caught, engine.request(join=False):
+    engine = make_engine(on_event=heard.append, max_size=1)
+    with engine.request(), pytest.raises(AcquireTimeout) as caught, engine.request(join=False, deadline=0.05):
         raise AssertionError("not served")
     told = only(GaveUp, heard)
     assert (told.error, told.attempts) == ("AcquireTimeout", 0)
-    assert told.seconds >= caught.value.waited >= 0.05
+    assert told.seconds >= caught.value.waited > 0.04
     assert engine.stats.failures == 1
     assert engine.stats.failure_seconds == told.seconds
 

@@ -240,14 +240,14 @@ def test_requests_of_other_threads_take_turns(engine: Engine, superuser: Any, le
     assert entries(superuser) == []
 
 
-def test_turn_that_does_not_come_is_told(make_engine: Any, ledger: str) -> None:
+def test_turn_that_does_not_come_is_told(engine: Engine, ledger: str) -> None:
     """A request of another thread waits no longer than `max_wait`, or its deadline."""
-    engine = make_engine(max_wait=0.05)
     caught: list[BaseException] = []
 
     def work() -> None:
         try:
-            write(engine, 1)
+            with engine.request(deadline=0.05):
+                raise AssertionError("not served")
         except AcquireTimeout as error:
             caught.append(error)
 
