@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from blocking import naked
 from programs import heard, program, roots
 from proxy import Proxy
 from support import eventually, sessions
@@ -56,7 +57,7 @@ def is_working(superuser: psycopg.Connection[Any], fleet: str) -> bool:
 def closings(process: subprocess.Popen[str]) -> list[str]:
     """Return the reasons that the rest of what `process` says gives for closing connections."""
     assert process.stdout is not None
-    return [line.split("reason=")[1].strip(")'\n") for line in process.stdout if line.startswith("Closed(")]
+    return [line.split("reason='")[1].partition("'")[0] for line in process.stdout if line.startswith("Closed(")]
 
 
 @pytest.mark.parametrize("polls", [False, True])
@@ -485,7 +486,7 @@ def test_other_threads_are_refused(make_engine: Any) -> None:
 
     def call() -> None:
         try:
-            close_on_sigterm(make_engine())
+            close_on_sigterm(naked(make_engine()))
         except RuntimeError as error:
             caught.append(error)
 

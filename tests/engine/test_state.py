@@ -385,6 +385,13 @@ def two_phase_server() -> Iterator[PostgresServer]:
         yield running
 
 
+@pytest.fixture
+def no_parcels(two_phase_server: PostgresServer) -> None:
+    """Nothing is left of tests before."""
+    with psycopg.connect(two_phase_server.dsn, autocommit=True) as conn:
+        conn.execute("truncate parcels")
+
+
 def parcels(server: PostgresServer) -> list[int]:
     """Return what is committed."""
     with psycopg.connect(server.dsn) as conn:
@@ -400,6 +407,7 @@ def begin_two_phases(conn: Conn, number: int) -> psycopg.Xid:
     return xid
 
 
+@pytest.mark.usefixtures("no_parcels")
 def test_two_phases_within_a_request(engines: Any, two_phase_server: PostgresServer) -> None:
     """A request may commit in two phases; its connection serves the next one."""
     engine = engines(conninfo=two_phase_server.dsn)
@@ -412,6 +420,7 @@ def test_two_phases_within_a_request(engines: Any, two_phase_server: PostgresSer
         assert other.execute("select 1 from parcels where number = 1").fetchone() == (1,)
 
 
+@pytest.mark.usefixtures("no_parcels")
 def test_prepared_transaction_outlives_its_request(engines: Any, two_phase_server: PostgresServer) -> None:
     """What a request has prepared is neither committed nor rolled back by it, and another request can finish it."""
     engine = engines(conninfo=two_phase_server.dsn)
@@ -427,6 +436,7 @@ def test_prepared_transaction_outlives_its_request(engines: Any, two_phase_serve
     assert 2 in parcels(two_phase_server)
 
 
+@pytest.mark.usefixtures("no_parcels")
 def test_two_phases_that_failed_are_rolled_back(engines: Any, two_phase_server: PostgresServer) -> None:
     """An exception before the first phase leaves nothing on the server, and the next request works."""
     engine = engines(conninfo=two_phase_server.dsn)
