@@ -5,6 +5,7 @@ from __future__ import annotations
 from psycopg import OperationalError
 
 from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.connect import TIMEOUT_MESSAGE
 from serverless_pg_kit.decisions.backoff import Backoff, next_delay
 from serverless_pg_kit.decisions.classify import Failure, FailureKind
 from serverless_pg_kit.decisions.deadline import Deadline
@@ -36,6 +37,7 @@ class Retry:
         self.slowest: float = 0.0
         self.latest: float = 0.0
         self._lap = started
+        self._heard: Failure | None = None
 
     @property
     def waited(self) -> float:
@@ -52,6 +54,13 @@ class Retry:
         """Return the seconds since the lap before, or since the beginning."""
         before, self._lap = self._lap, self.clock.monotonic()
         return self._lap - before
+
+    def last_word(self, failure: Failure) -> Failure:
+        """Return what was really said last: `failure`, unless time merely ran out in it after the server had answered
+        earlier attempts. Remembers it."""
+        if self._heard is None or failure.message != TIMEOUT_MESSAGE:
+            self._heard = failure
+        return self._heard
 
     def delay(self, failure: Failure) -> float | None:
         """Return the seconds to wait before the next attempt, or ``None`` to give up."""

@@ -100,9 +100,9 @@ class Acquiring(AcquiringBase):
             await self._pause(retry, outcome)
 
     async def _pause(self, retry: Retry, failure: Failure) -> None:
-        delay = retry.delay(failure)
+        delay, said = retry.delay(failure), retry.last_word(failure)
         if delay is None:
-            raise self._give_up(retry, failure)
+            raise self._give_up(retry, said)
         self._announce(Retrying(delay, retry.attempts))
         await pause(self._clock, delay)
 

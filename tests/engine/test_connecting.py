@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from proxy import Proxy
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import eventually, whole_chain
 
@@ -81,6 +82,31 @@ def test_full_for_too_long_ends_at_the_deadline(engines: Any, tiny_server: Postg
     assert isinstance(error.__cause__, psycopg.OperationalError)
     assert (engine.stats.open, engine.stats.in_use) == (0, 0)
     assert eventually(lambda: engine.connect().execute("select 1").fetchone() == (1,))
+
+
+def test_last_attempt_that_is_cut_off_hides_nothing(
+    engines: Any, tiny_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time that runs out in the last attempt says nothing about the server; what it said before is told."""
+    events: list[Event] = []
+    proxy = Proxy(tiny_server.host, tiny_server.port)
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        proxy.hush(newcomers=len(events) > 3)
+
+    with proxy, full(tiny_server):
+        engine = engines(
+            conninfo=proxy.reroute(tiny_server.dsn),
+            max_wait=1.0,
+            backoff_base=0.2,
+            backoff_cap=0.2,
+            on_event=listen,
+        )
+        with pytest.raises(TooManyConnections, match="reserved"):
+            engine.connect()
+    assert refusals(events)[0] == "capacity"
+    assert refusals(events)[-1] == "network"
 
 
 class FakeTime:
