@@ -165,10 +165,9 @@ class EngineBase:
             self._drop(slot, reason)
 
     def _surrender(self) -> tuple[list[Slot], list[Slot]]:
-        """Start a new generation; return the connections that were idle and are nobody's now, and those in use."""
+        """Start a new generation; return the connections that were idle and are nobody's now, and all that are open."""
         self._check_process()
-        idle = self._slots.condemn()
-        return idle, [slot for slot in self._open_slots if slot not in idle and not slot.conn.closed]
+        return self._slots.condemn(), list(self._open_slots)
 
     def _idle_seconds(self, slot: Slot) -> float:
         return max(0.0, self._clock.wall() - slot.idle_since)

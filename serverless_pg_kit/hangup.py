@@ -37,7 +37,7 @@ def hang_up(engines: Iterable[EngineBase], reason: str) -> None:
     for _, idle, _ in surrendered:
         for slot in idle:
             slot.conn.pgconn.finish()
-    busy = [slot.conn.pgconn for _, _, in_use in surrendered for slot in in_use]
+    busy = [slot.conn.pgconn for _, _, opened in surrendered for slot in opened if not slot.conn.closed]
     for pgconn in busy:
         end_line(pgconn)
     cancel_all(busy, deadline_after(CANCEL_SECONDS, time.monotonic))

@@ -66,6 +66,12 @@ def sessions(conn: psycopg.Connection[Any], fleet: str) -> list[int]:
     return [pid for (pid,) in rows]
 
 
+def is_working(superuser: psycopg.Connection[Any], fleet: str) -> bool:
+    """Tell whether a session of `fleet` executes ``pg_sleep``."""
+    query = "select true from pg_stat_activity where state = 'active' and query like %s and application_name like %s"
+    return superuser.execute(query, ["%pg_sleep(%", f"{fleet}%"]).fetchone() is not None
+
+
 def kill(conn: psycopg.Connection[Any], *pids: int) -> None:
     """End sessions and wait until they are gone."""
     for pid in pids:

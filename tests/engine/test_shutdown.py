@@ -14,7 +14,7 @@ import pytest
 from blocking import naked
 from programs import heard, program, roots
 from proxy import Proxy
-from support import eventually, sessions
+from support import eventually, is_working, sessions
 
 from runtime_api import PATIENCE, RuntimeApi
 from serverless_pg_kit import close_on_sigterm
@@ -46,12 +46,6 @@ def function(tmp_path: Path, variables: Mapping[str, str]) -> Mapping[str, str]:
 def is_gone(superuser: psycopg.Connection[Any], fleet: str) -> bool:
     """Tell whether the server ends all sessions of `fleet`, soon: ``benchmarks/shutdown.py`` says how soon."""
     return eventually(lambda: sessions(superuser, fleet) == [])
-
-
-def is_working(superuser: psycopg.Connection[Any], fleet: str) -> bool:
-    """Tell whether a session of `fleet` executes ``pg_sleep``."""
-    query = "select true from pg_stat_activity where state = 'active' and query like %s and application_name like %s"
-    return superuser.execute(query, ["%pg_sleep(%", f"{fleet}%"]).fetchone() is not None
 
 
 def closings(process: subprocess.Popen[str]) -> list[str]:
@@ -416,6 +410,7 @@ asyncio.run(main())
 
 
 OTHER_SIGNALS = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may ignore it
 engine = Engine()
 close_on_sigterm(engine)
 signal.signal(signal.SIGALRM, lambda *_: say("alarm"))

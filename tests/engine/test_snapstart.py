@@ -80,7 +80,11 @@ engine = Engine()
 run(hooks.get_before_snapshot())
 conn = engine.connect()
 pid = conn.info.backend_pid
+with engine.request(join=False):
+    pass
+say(engine.stats.open)
 run(hooks.get_after_restore())
+say(engine.stats.open)
 with engine.request() as own:
     say(own.info.backend_pid != pid, conn.info.backend_pid == pid, conn.execute("select 1").fetchone())
 engine.close()
@@ -92,6 +96,7 @@ say(conn.closed, engine.stats)
 def test_connection_opened_too_late_is_left_alone(variables: Mapping[str, str]) -> None:
     """What was opened after the hook is used by no copy, and closed by none: it is the same session in all."""
     with program(OPENED_LATE, {**variables, **SNAPSTART}) as process:
+        assert [heard(process), heard(process)] == ["2", "0"]
         assert heard(process) == "True True (1,)"
         assert heard(process).startswith("False Stats(open=0, in_use=0,")
 
