@@ -114,6 +114,14 @@ def test_every_event_can_be_recorded(telescope: Telescope, caplog: pytest.LogCap
     assert "failed on" not in caplog.text
 
 
+def test_no_event_is_forgotten() -> None:
+    """What has no counter here is measured in another way, or comes with every request."""
+    counted_by_stats = {type(event) for event in samples() if event.counter}
+    measured = {events.Connected, events.Reused, events.Waited, events.Reaped}
+    too_frequent = {events.Committed, events.Leased, events.Counted}
+    assert counted_by_stats - COUNTED.keys() == measured | too_frequent
+
+
 def test_metrics_have_the_names_of_the_conventions(telescope: Telescope) -> None:
     """Dashboards for connection pools find what they look for, in seconds."""
     engine = Engine()

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
 
-from psycopg import Connection, Error, OperationalError, ProgrammingError
+from psycopg import Error, OperationalError, ProgrammingError
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.commit import ending_problem
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.ending import Ending
-from serverless_pg_kit.engine import Engine
 from serverless_pg_kit.errors import AcquireTimeout
 from serverless_pg_kit.exchange import Answers
-from serverless_pg_kit.scope import Work
 from serverless_pg_kit.scope_base import WorkBase
 from serverless_pg_kit.slots import Slot
+
+T = TypeVar("T")
+
+Dialogue = Generator[str, Answers, T]
+"""What is said to the server in turn; it is sent the answers."""
 
 KEPT = CleanReport("kept", "a test rolls it back")
 OVER = CleanReport("closed", "the test that it belonged to is over")
@@ -29,124 +32,135 @@ SHARED = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_thr
 """What a request may change on the connection object inside a transaction."""
 
 
-class Stage:
-    """Stands in for the beginning and the end of requests on `engine`: they share the connection of `slot`.
+class StageBase:
+    """The requests that go on upon the connection of `slot`: a stack, each inside the one before it, and so are their
+    savepoints. The shells say what its methods yield."""
 
-    The requests that go on are a stack, each inside the one before it, and so are their savepoints.
-    """
-
-    def __init__(self, engine: Engine, slot: Slot) -> None:
+    def __init__(self, engine: Any, slot: Slot) -> None:
         self._engine = engine
         self._slot = slot
-        self._conn = slot.conn
-        self._requests: list[Work] = []
-        self._turn = threading.Condition()
-        self._must(f"SAVEPOINT {self._name}")
-        vars(self._conn).update(commit=self.commit, rollback=self.rollback)
+        self._conn: Any = slot.conn
+        self._requests: list[WorkBase] = []
+        self._lock = threading.Lock()
+        self._is_spent = False
 
     @property
     def _name(self) -> str:
         """The savepoint of the innermost request, or without one that of the test."""
         return f"serverless_pg_kit_{len(self._requests)}"
 
-    def acquire(self, work: Work) -> Slot:
-        """Begin `work` when it is its turn; stands in for the engine's own."""
-        seconds = min(self._engine.settings.max_wait, work.deadline.remaining())
-        with self._turn:
-            if not self._turn.wait_for(lambda: self._is_turn_of(work), min(seconds, threading.TIMEOUT_MAX)):
-                raise AcquireTimeout(
-                    f"another request went on for {seconds:.2f} s: in rolled_back() they take turns", waited=seconds
-                )
-            self._requests.append(work)
-            try:
-                self._must(f"SAVEPOINT {self._name}" + "; SET TRANSACTION READ ONLY" * bool(work.read_only))
-            except BaseException:
-                self._requests.pop()
-                raise
+    def plays(self, work: WorkBase) -> bool:
+        """Tell whether `work` goes on here."""
+        return work in self._requests
+
+    def patience(self, work: WorkBase) -> float:
+        """Return the seconds that `work` may wait for its turn."""
+        return min(float(self._engine.settings.max_wait), work.deadline.remaining())
+
+    def claim(self, work: WorkBase) -> bool:
+        """Let `work` be the innermost request, if it is its turn; tell whether it was."""
+        with self._lock:
+            is_its_turn = not self._requests or self._requests[-1] in around(work)
+            if is_its_turn:
+                self._requests.append(work)
+            return is_its_turn
+
+    def open(self) -> Dialogue[None]:
+        """Begin the test."""
+        yield from self._must(f"SAVEPOINT {self._name}")
+
+    def begin(self, work: WorkBase) -> Dialogue[Slot]:
+        """Begin `work`, whose turn it is."""
+        try:
+            yield from self._must(f"SAVEPOINT {self._name}" + "; SET TRANSACTION READ ONLY" * bool(work.read_only))
+        except BaseException:
+            self._requests.remove(work)
+            raise
         return copy.copy(self._slot)
 
-    def conclude(self, slot: Slot, work: Work) -> tuple[CleanReport, Exception | None]:
-        """End `work`; stands in for the engine's own, which serves requests that began before."""
-        if work not in self._requests:
-            return type(self._engine)._conclude(self._engine, slot, work)
+    def end(self, slot: Slot, work: WorkBase) -> Dialogue[Exception | None]:
+        """End `work`, and those inside it that nobody ended; return what its caller has to hear."""
         try:
-            self._end_inside(work)
-            return KEPT, self._end(self._engine._ending(slot, work))
+            while self._requests[-1] is not work:
+                yield from self.undo()
+                retire(self._requests.pop())
+            ending = self._engine._ending(slot, work)
+            problem = yield from self._end(ending)
+            work.committed = ending is Ending.COMMIT and problem is None
+            return problem
         finally:
-            with self._turn:
-                self._requests.remove(work)
-                self._turn.notify_all()
+            self._requests.remove(work)
 
-    def commit(self) -> None:
-        """Stands in for ``conn.commit()``: keeps what the request has done so far, unless that has failed."""
+    def keep(self) -> Dialogue[None]:
+        """Keep what the request has done so far, unless that has failed, as ``conn.commit()`` does."""
         self._refuse_inside_blocks("commit")
-        error = None if self._has_failed else self._keep(f"RELEASE SAVEPOINT {self._name}; SAVEPOINT {self._name}")
+        error = None
+        if not self._has_failed:
+            error = yield from self._keep(f"RELEASE SAVEPOINT {self._name}; SAVEPOINT {self._name}")
         if error is not None or self._has_failed:
-            self._undo()
+            yield from self.undo()
         if error is not None:
             raise error
 
-    def rollback(self) -> None:
-        """Stands in for ``conn.rollback()``: undoes what the request has done since its last commit."""
+    def roll_back(self) -> Dialogue[None]:
+        """Undo what the request has done since its last commit, as ``conn.rollback()`` does."""
         self._refuse_inside_blocks("rollback")
-        self._undo()
+        yield from self.undo()
 
-    def strike(self) -> bool:
-        """Clear the stage: requests that go on are over. Return whether all can still be rolled back."""
-        for name in ("commit", "rollback"):
-            vars(self._conn).pop(name, None)
+    def undo(self) -> Dialogue[None]:
+        """Go back to the savepoint of the innermost request."""
+        yield from self._must(f"ROLLBACK TO SAVEPOINT {self._name}")
+
+    def strike(self) -> Dialogue[bool]:
+        """End the test: requests that go on are over. Return whether all can still be rolled back."""
         while self._requests:
             retire(self._requests.pop())
         try:
-            return self._say(f"ROLLBACK TO SAVEPOINT {self._name}").failed is None
+            answers = yield f"ROLLBACK TO SAVEPOINT {self._name}"
         except OperationalError:
             return True
+        return answers.failed is None
 
-    def _is_turn_of(self, work: Work) -> bool:
-        return not self._requests or self._requests[-1] in around(work)
+    def late(self, seconds: float) -> AcquireTimeout:
+        """Return the error of a request that waited for its turn in vain."""
+        text = f"another request went on for {seconds:.2f} s: in rolled_back() they take turns"
+        return AcquireTimeout(text, waited=seconds)
+
+    def check_connection(self) -> None:
+        """Raise ``psycopg.OperationalError`` if the connection is gone: somebody may still hold its lock."""
+        if self._is_spent or self._conn.closed:
+            raise OperationalError("the connection of rolled_back() is gone: a request lost it, or left it unusable")
 
     @property
     def _has_failed(self) -> bool:
-        conn: Connection[Any] = self._conn
-        return conn.pgconn.transaction_status == TransactionStatus.INERROR
+        return bool(self._conn.pgconn.transaction_status == TransactionStatus.INERROR)
 
-    def _end_inside(self, work: Work) -> None:
-        """Undo requests inside `work` that nobody ended."""
-        while self._requests[-1] is not work:
-            self._undo()
-            retire(self._requests.pop())
-
-    def _end(self, ending: Ending) -> Exception | None:
-        """End the topmost request in this way; return what its caller has to hear."""
+    def _end(self, ending: Ending) -> Dialogue[Exception | None]:
         for name in SHARED:
             setattr(self._conn, name, self._slot.baseline.attributes[name])
         if ending in (Ending.DISCARD, Ending.LOST, Ending.UNFINISHED):
-            self._conn.close()
+            self._is_spent = True
+            self._slot.line.close()
             return ending_problem(ending, Answers())
         cursors = "CLOSE ALL; " if len(self._requests) == 1 else ""
-        error = self._keep(f"{cursors}RELEASE SAVEPOINT {self._name}") if ending is Ending.COMMIT else None
+        error = None
+        if ending is Ending.COMMIT:
+            error = yield from self._keep(f"{cursors}RELEASE SAVEPOINT {self._name}")
         if ending is not Ending.COMMIT or error is not None:
-            self._must(f"ROLLBACK TO SAVEPOINT {self._name}; {cursors}RELEASE SAVEPOINT {self._name}")
+            yield from self._must(f"ROLLBACK TO SAVEPOINT {self._name}; {cursors}RELEASE SAVEPOINT {self._name}")
         return error if ending is Ending.COMMIT else ending_problem(ending, Answers())
 
-    def _keep(self, message: str) -> Error | None:
+    def _keep(self, message: str) -> Dialogue[Error | None]:
         """Check what COMMIT would check, then say `message`; return the error of either."""
-        return self._say(f"{CHECK.format(self._name)}; {message}").error
+        answers = yield f"{CHECK.format(self._name)}; {message}"
+        return answers.error
 
-    def _undo(self) -> None:
-        self._must(f"ROLLBACK TO SAVEPOINT {self._name}")
-
-    def _must(self, message: str) -> None:
+    def _must(self, message: str) -> Dialogue[None]:
         """Say `message`. Raises its error: without our savepoints the user's own SQL has ended the transaction."""
-        error = self._say(message).error
-        if error is not None:
-            raise RuntimeError("something committed or rolled back by SQL of its own inside rolled_back()") from error
-
-    def _say(self, message: str) -> Answers:
-        if self._conn.closed:  # whoever left something unfinished may still hold its lock
-            raise OperationalError("the connection of rolled_back() is gone: a request lost it, or left it unusable")
-        answers: Answers = self._slot.line.run(message.encode(), self._engine._deadline(None))
-        return answers
+        answers = yield message
+        if answers.error is not None:
+            text = "something committed or rolled back by SQL of its own inside rolled_back()"
+            raise RuntimeError(text) from answers.error
 
     def _refuse_inside_blocks(self, name: str) -> None:
         if self._conn._num_transactions:
@@ -161,6 +175,6 @@ def around(work: WorkBase) -> Iterator[WorkBase]:
         outer = outer._outer
 
 
-def retire(work: Any) -> None:
+def retire(work: WorkBase) -> None:
     """Let `work`, which nobody ended in time, be over: its connection is not its own any more."""
     work._slot, work.report = None, OVER

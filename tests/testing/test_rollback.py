@@ -8,18 +8,17 @@ from typing import Any
 
 import psycopg
 import pytest
+from blocking import clothed, decorated, naked
 from psycopg import errors
 from psycopg.rows import dict_row
 from support import entries, eventually, kill
 
-from serverless_pg_kit import AcquireTimeout, Engine, TransactionFailed, with_db
-from serverless_pg_kit.testing import rolled_back
+from serverless_pg_kit import AcquireTimeout, Engine, TransactionFailed, testing
 
 
-@pytest.fixture
-def shell() -> Any:
-    """The sync one: only its requests can be rolled back."""
-    return Engine
+def rolled_back(engine: Any) -> Any:
+    """Let requests of `engine`, of either shell, be rolled back."""
+    return clothed(testing.rolled_back(naked(engine)))
 
 
 @pytest.fixture
@@ -63,13 +62,12 @@ def test_test_that_fails_leaves_nothing(engine: Engine, superuser: Any, ledger: 
 def test_every_way_to_a_request_is_rolled_back(engine: Engine, superuser: Any, ledger: str) -> None:
     """Handlers, scopes, requests by hand and requests of their own."""
 
-    @with_db(engine)
     def handler(event: int, context: object, conn: Any) -> dict[str, int]:
         conn.execute("insert into ledger values (%s)", [event])
         return {"statusCode": 200}
 
     with rolled_back(engine) as conn:
-        handler(1, None)
+        decorated(engine, handler)(1, None)
         with engine.scope():
             engine.connection.execute("insert into ledger values (2)")
         engine.connect().execute("insert into ledger values (3)")
@@ -83,14 +81,13 @@ def test_every_way_to_a_request_is_rolled_back(engine: Engine, superuser: Any, l
 def test_request_that_fails_is_undone(engine: Engine, ledger: str) -> None:
     """What the application rolls back is gone in the test, too, and what was before it is still there."""
 
-    @with_db(engine)
     def handler(event: object, context: object, conn: Any) -> dict[str, int]:
         conn.execute("insert into ledger values (2)")
         return {"statusCode": 503}
 
     with rolled_back(engine) as conn:
         write(engine, 1)
-        handler(None, None)
+        decorated(engine, handler)(None, None)
         assert entries(conn) == [1]
         with contextlib.suppress(ZeroDivisionError), engine.request() as failing:
             failing.execute("insert into ledger values (3)")
@@ -348,6 +345,6 @@ def test_engines_that_cannot_be_rolled_back_are_refused(make_engine: Any, engine
     with rolled_back(engine), pytest.raises(RuntimeError, match="already"), rolled_back(engine):
         raise AssertionError("not served")
     nothing: Any = None
-    with pytest.raises(TypeError, match="takes an Engine, not NoneType"), rolled_back(nothing):
+    with pytest.raises(TypeError, match="takes an engine, not NoneType"), rolled_back(nothing):
         raise AssertionError("not served")
     assert engine.stats.in_use == 0
