@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,13 +60,18 @@ def environ(server: PostgresServer, fleet: str) -> Mapping[str, str]:
 
 @contextmanager
 def program(code: str, variables: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """Run `code` after the prelude; it is killed at the end of the block. `variables` go on top of the environment."""
+    """Run `code` after the prelude; it is killed with all its children at the end of the block.
+
+    `variables` go on top of the environment.
+    """
     command = [sys.executable, "-W", "error", "-c", PRELUDE + code]
-    with subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True) as process:
+    environ = {**os.environ, **variables}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             yield process
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def heard(process: subprocess.Popen[str]) -> str:
