@@ -11,12 +11,13 @@ from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.guard import Guard
 
 if TYPE_CHECKING:
+    from serverless_pg_kit.aio.engine import AsyncEngine
     from serverless_pg_kit.engine import Engine
 
 _guard: Guard | None = None
 
 
-def close_on_sigterm(*engines: Engine) -> None:
+def close_on_sigterm(*engines: Engine | AsyncEngine) -> None:
     """Close the connections of `engines` when this process gets SIGTERM, also those in use, and let the process end.
 
     Statements that are running are cancelled. Then the process ends with status 0, unless there was another handler
