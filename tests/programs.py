@@ -78,3 +78,9 @@ def heard(process: subprocess.Popen[str]) -> str:
     """Return the next line that `process` says; an empty text if it has ended."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
+
+
+def backend_of(conninfo: str, fleet: str) -> int:
+    """Serve a request on an engine of this process; return its backend's pid. Stands here for processes to import."""
+    with serverless_pg_kit.Engine(conninfo=conninfo, application_name=fleet).request() as conn:
+        return conn.info.backend_pid

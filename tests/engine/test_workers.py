@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import roots
+from programs import backend_of, roots
 from support import eventually, sessions
 
-from serverless_pg_kit import AsyncEngine, Engine
+from serverless_pg_kit import AsyncEngine
 
 SYNC = """
 from serverless_pg_kit import Engine
@@ -52,12 +52,6 @@ def app(environ, start_response):
 """
 
 WORKERS = 2
-
-
-def blocking_backend(conninfo: str, fleet: str) -> int:
-    """Serve a request on an engine that blocks; return its backend's pid."""
-    with Engine(conninfo=conninfo, application_name=fleet).request() as conn:
-        return conn.info.backend_pid
 
 
 @contextmanager
@@ -121,7 +115,7 @@ def test_processes_use_their_own_backends(make_engine: Any, server: Any, fleet: 
     with engine.request() as conn:
         own = conn.info.backend_pid
     with multiprocessing.get_context(method).Pool(WORKERS) as pool:
-        others = set(pool.starmap(blocking_backend, [(server.dsn, fleet)] * WORKERS, chunksize=1))
+        others = set(pool.starmap(backend_of, [(server.dsn, fleet)] * WORKERS, chunksize=1))
     assert own not in others
     with engine.request() as conn:
         assert conn.info.backend_pid == own
