@@ -78,7 +78,8 @@ class Acquiring(AcquiringBase):
 
     def _open_idle(self, slot: Slot, scope: Work, started: float) -> bool:
         left = min(scope.deadline.at - started, self.settings.max_wait)
-        until = min(scope.deadline.at, started + open_seconds(is_fresh=False, remaining=left))
+        is_queued = slot.direct is False  # a pooler lets BEGIN wait for one of its connections: that is no silence
+        until = min(scope.deadline.at, started + open_seconds(is_fresh=is_queued, remaining=left))
         return self._open(slot, scope, Deadline(until, scope.deadline.now), until - started) is None
 
     def _open_fresh(self, scope: Work, retry: Retry) -> Slot:
