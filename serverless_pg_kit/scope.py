@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.scope_base import WorkBase
 from serverless_pg_kit.waiting import Lock
 
@@ -36,6 +37,15 @@ class Work(WorkBase):
                 self._slot = slot = self._engine._acquire(self)
             conn: Connection[Any] = slot.conn
             return conn
+
+    def end(self) -> CleanReport:
+        """End the request where no ``with`` block can: commit, or roll back after `fail`; then clean. Idempotent.
+
+        A request that was never entered is nobody's current one: its holder passes its `connection` on. Raises what
+        the end of `Engine.request` raises.
+        """
+        self.__exit__(None, None, None)
+        return self.report or UNTOUCHED
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

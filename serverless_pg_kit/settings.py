@@ -158,10 +158,16 @@ class Settings:
         whose value cannot be written as text.
         """
         environ = os.environ if environ is None else environ
-        found = {key[len(ENV_PREFIX) :].lower(): text for key, text in environ.items() if key.startswith(ENV_PREFIX)}
-        reject_unknown(found, prefix=ENV_PREFIX)
-        values: dict[str, Any] = {name: read_text(name, text) for name, text in found.items()}
-        return cls(**values | names)
+        return cls(**named_in(environ) | names)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Return the settings under the keys ``SERVERLESS_PG_<NAME>`` of `config`, a framework's configuration.
+
+        Texts are read as those of the environment are; any other value is taken as it is. What `config` lacks comes
+        from the environment. Raises `SettingsError`, also for a name that does not exist.
+        """
+        return cls.from_env(**named_in(config))
 
     def parameters(self, environ: Mapping[str, str]) -> ConnParams:
         """Return libpq's parameters: those of `conninfo`, or if it is empty of ``DATABASE_URL`` in `environ`.
@@ -186,6 +192,13 @@ class Settings:
         fleet = params.get("application_name", DEFAULT_FLEET)
         if not is_fleet_name(fleet):
             raise SettingsError(f"application_name in conninfo is not allowed: it has to be {FLEET_NAME}")
+
+
+def named_in(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings under the keys ``SERVERLESS_PG_<NAME>`` of `config`, by name. Raises `SettingsError`."""
+    found = {key[len(ENV_PREFIX) :].lower(): value for key, value in config.items() if key.startswith(ENV_PREFIX)}
+    reject_unknown(found, prefix=ENV_PREFIX)
+    return {name: read_text(name, value) if isinstance(value, str) else value for name, value in found.items()}
 
 
 def is_number(value: object) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,13 @@ from serverless_pg_kit import Engine
 from serverless_pg_kit.testing import PostgresServer
 
 MakeEngine = Callable[..., Engine]
+
+FRAMEWORKS: dict[str, str] = {}
+"""Which module the tests in a folder of ``integrations`` need. tox gives every framework environments of its own."""
+
+collect_ignore = [
+    f"integrations/{folder}" for folder, module in FRAMEWORKS.items() if importlib.util.find_spec(module) is None
+]
 
 
 @pytest.fixture(autouse=True)

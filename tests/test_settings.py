@@ -209,6 +209,32 @@ def test_keywords_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert (settings.max_wait, settings.max_size) == (1, 2)
 
 
+def test_a_configuration_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A framework's configuration holds values or texts under the names of the variables, which it overrides."""
+    monkeypatch.setenv("SERVERLESS_PG_MAX_WAIT", "7")
+    monkeypatch.setenv("SERVERLESS_PG_MAX_SIZE", "2")
+    config = {"SERVERLESS_PG_MAX_WAIT": 1.5, "SERVERLESS_PG_LEASE": "20", "SERVERLESS_PG_ON_EVENT": print, "DEBUG": 1}
+    settings = Settings.from_config(config)
+    assert (settings.max_wait, settings.max_size, settings.lease) == (1.5, 2, 20.0)
+    assert settings.listeners() == (print,)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("SERVERLESS_PG_MAX_WAITT", 1.0, "SERVERLESS_PG_MAX_WAITT=1.0: there is no such setting"),
+        ("SERVERLESS_PG_MAX_SIZE", 0, "max_size=0 is not allowed"),
+        ("SERVERLESS_PG_MAX_SIZE", "many", "max_size='many' is not allowed"),
+        ("SERVERLESS_PG_ON_EVENT", "print", "on_event cannot be set by a variable"),
+    ],
+)
+def test_bad_configuration_is_refused_by_name(key: str, value: object, said: str) -> None:
+    """What a framework's configuration has wrong is told by its name when the settings are made."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_config({key: value})
+    assert said in str(caught.value)
+
+
 def test_bad_database_url_fails_when_the_engine_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment's connection string is checked early as well, and not shown."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://app:hun@ter2@db/app")

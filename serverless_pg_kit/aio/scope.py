@@ -11,6 +11,7 @@ from typing import Any
 from psycopg import AsyncConnection
 
 from serverless_pg_kit.aio.waiting import Lock, is_loop_running, uninterrupted
+from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.scope_base import WorkBase
 
 
@@ -35,6 +36,15 @@ class Work(WorkBase):
                 self._slot = slot = await self._engine._acquire(self)
             conn: AsyncConnection[Any] = slot.conn
             return conn
+
+    async def end(self) -> CleanReport:
+        """End the request where no ``with`` block can: commit, or roll back after `fail`; then clean. Idempotent.
+
+        A request that was never entered is nobody's current one: its holder passes its `connection` on. Raises what
+        the end of `Engine.request` raises.
+        """
+        await self.__aexit__(None, None, None)
+        return self.report or UNTOUCHED
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

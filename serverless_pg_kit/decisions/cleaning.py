@@ -40,6 +40,10 @@ class CleanReport(NamedTuple):
     killed: tuple[int, ...] = ()
 
 
+UNTOUCHED = CleanReport("kept", "the request needed no connection")
+"""The report of a request that acquired nothing."""
+
+
 def is_short(census: Census, conn_utilization: float) -> bool:
     """Tell whether more than `conn_utilization` of the scarcest limit is in use: then room has to be made."""
     return census.utilization > conn_utilization

@@ -78,6 +78,23 @@ def test_connection_of_an_ended_request_is_refused(make_engine: Any) -> None:
         scope.connection  # noqa: B018 - the access is the test
 
 
+def test_request_without_a_block(make_engine: Any, ledger: str, superuser: Any) -> None:
+    """Who holds a scope without entering it ends it by hand: several at once, none is the current one, each commits."""
+    engine = make_engine()
+    one, other = engine.scope(), engine.scope()
+    assert one.connection is not other.connection
+    one.connection.execute("insert into ledger values (1)")
+    other.connection.execute("insert into ledger values (2)")
+    other.fail()
+    with pytest.raises(RuntimeError, match="no request is open"):
+        _ = engine.connection
+
+    assert (one.end().decision, other.end().decision) == ("kept", "kept")
+    assert one.end() == one.report
+    assert entries(superuser) == [1]
+    assert engine.stats.in_use == 0
+
+
 def test_context_that_outlives_its_request_starts_a_new_one(make_engine: Any) -> None:
     """A task that was begun inside a request and goes on after it gets a request of its own."""
     engine = make_engine()
