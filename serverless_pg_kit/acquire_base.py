@@ -173,7 +173,7 @@ class AcquiringBase(EngineBase):
     def _usual_opening(self, slot: Slot, scope: WorkBase) -> Opening | None:
         """Return the open exchange of an ordinary request, ``None`` if `scope` or the connection is out of that."""
         routine = slot.routine
-        if routine is None or scope.isolation_level is not None or scope.read_only is not None:
+        if routine is None or scope.isolation_level is not None or scope.read_only is not None or not scope.begins:
             return None
         return routine.open(scope.deadline.at - scope.deadline.now())
 
@@ -184,12 +184,17 @@ class AcquiringBase(EngineBase):
         return plan_open(
             slot,
             settings.statements,
-            None if conn.autocommit else mode,
+            mode if scope.begins and not conn.autocommit else None,
             scope.deadline.at - scope.deadline.now(),
             reset=settings.reset,
-            ping=conn.autocommit and slot.lent > 0 and self._idle_seconds(slot) >= settings.check_after,
+            ping=self._wants_ping(slot, scope),
             census=self._census_message(slot) if slot.direct is None and self._may_census else "",
         )
+
+    def _wants_ping(self, slot: Slot, scope: WorkBase) -> bool:
+        """Tell whether the connection has to be tried, although nothing else may have to be said to it."""
+        begins = scope.begins and not slot.conn.autocommit
+        return not begins and slot.lent > 0 and self._idle_seconds(slot) >= self.settings.check_after
 
     def _introduce(self, slot: Slot, opening: Opening, answers: Answers) -> None:
         """Learn from the answer to the first open whether a pooler stands between, and the census."""

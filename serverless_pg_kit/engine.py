@@ -22,6 +22,7 @@ from serverless_pg_kit.decisions.replay import replay_delay
 from serverless_pg_kit.events import Replaying
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.scope import JoinedRequest, JoinedScope, Request, Scope, Work
+from serverless_pg_kit.scope_base import Begins
 from serverless_pg_kit.waiting import pause
 
 R = TypeVar("R")
@@ -69,17 +70,22 @@ class Engine(Cleaning):
         isolation_level: IsolationLevel | None = None,
         read_only: bool | None = None,
         join: bool = True,
+        begin: Begins = True,
     ) -> Scope:
         """Return a request to enter by ``with``; it acquires nothing before its `connection` is touched.
 
-        Arguments and errors are those of `request`.
+        `begin` is for hosts that begin and end transactions by themselves. False gives the connection out idle.
+        ``"ahead"`` gives it out as if it were idle, and saves the round trip of psycopg's own BEGIN: one was sent
+        along, and is taken back if something else than a statement comes first (``conn.info`` tells of it). Whatever
+        is open at the end is committed or rolled back as usual. The other arguments, and errors, are those of
+        `request`; a request that is joined stays as it is.
         """
         outer = self._current.get()
         if outer is None or not outer.is_open:
-            return Scope(self, self._deadline(deadline), isolation_level, read_only)
+            return Scope(self, self._deadline(deadline), isolation_level, read_only, begin)
         if join:
             return JoinedScope(outer)
-        return Scope(self, self._inherited(outer, deadline), isolation_level, read_only)
+        return Scope(self, self._inherited(outer, deadline), isolation_level, read_only, begin)
 
     def _inherited(self, outer: Work, deadline: float | None) -> Deadline:
         return outer.deadline if deadline is None else self._deadline(deadline)

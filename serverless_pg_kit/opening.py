@@ -43,14 +43,15 @@ def plan_open(
 ) -> Opening:
     """Return the open exchange for a request with `remaining` seconds; notes in `slot` which settings it changes.
 
-    `mode` is that of the user's transaction, ``None`` in autocommit. `census` is the statement to ask a new connection
-    for; empty: none is due. `reset` is the setting. With `ping` something is sent in any case.
+    `mode` is that of the user's transaction, ``None`` if none is to begin. `census` is the statement to ask a new
+    connection for; empty: none is due. `reset` is the setting. With `ping` something is sent in any case.
     """
-    if slot.direct and reset and mode is not None:
+    is_autocommit = slot.is_autocommit
+    if slot.direct and reset and not is_autocommit:
         return Opening(write_open(slot, statements, mode, request_settings(slot, remaining, is_autocommit=False)))
     begin = "" if mode is None else statements.begin(mode)
-    slot.changed = {} if slot.direct is False else request_settings(slot, remaining, is_autocommit=mode is None)
-    if slot.direct is False or (slot.direct and mode is None and not slot.changed):
+    slot.changed = {} if slot.direct is False else request_settings(slot, remaining, is_autocommit=is_autocommit)
+    if slot.direct is False or (slot.direct and is_autocommit and not slot.changed):
         return Opening((begin or PING * ping).encode())
     if slot.direct and (reset or not slot.changed.keys() & set(slot.timeout_names)):
         return Opening(committed(statements.open(slot.pid, {**standing_settings(slot), **slot.changed}), begin, slot))
@@ -58,10 +59,13 @@ def plan_open(
     return Opening(committed("; ".join(filter(None, (census, first))), begin, slot), bool(census))
 
 
-def write_open(slot: Slot, statements: Statements, mode: TransactionMode, wanted: Mapping[str, int | str]) -> bytes:
+def write_open(
+    slot: Slot, statements: Statements, mode: TransactionMode | None, wanted: Mapping[str, int | str]
+) -> bytes:
     """Return the open exchange of a connection known to be direct, for a request that needs the settings `wanted`."""
     form = statements.prepared_open if slot.prepared else statements.open
-    return committed(form(slot.pid, {**standing_settings(slot), **wanted}), statements.begin(mode), slot)
+    begin = "" if mode is None else statements.begin(mode)
+    return committed(form(slot.pid, {**standing_settings(slot), **wanted}), begin, slot)
 
 
 def request_settings(slot: Slot, remaining: float, *, is_autocommit: bool) -> dict[str, int]:

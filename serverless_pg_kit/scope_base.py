@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from psycopg import IsolationLevel
+from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from serverless_pg_kit.slots import Slot
+
+Begins: TypeAlias = 'bool | Literal["ahead"]'
+"""Whether a connection is given out inside a transaction: True, or False for an idle one. ``"ahead"``: for one that
+looks idle, and whose first statement finds the transaction that psycopg would begin for it."""
 
 
 class WorkBase:
@@ -19,7 +26,7 @@ class WorkBase:
 
     `deadline` is the moment the request has to be done; `report` is what its end did, ``None`` until then;
     `committed` tells whether the server has confirmed its COMMIT: somebody who was interrupted may want to know.
-    `begun_by_hand` tells those of `Engine.connect`.
+    `begun_by_hand` tells those of `Engine.connect`; `begins` is how the connection is given out.
     """
 
     __slots__ = (
@@ -32,6 +39,7 @@ class WorkBase:
         "_spoiled",
         "_tells_failure",
         "_wants_commit",
+        "begins",
         "begun_by_hand",
         "committed",
         "deadline",
@@ -48,12 +56,14 @@ class WorkBase:
         deadline: Deadline,
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
+        begins: Begins = True,
     ) -> None:
         self.deadline: Deadline = deadline
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
         self.report: CleanReport | None = None
         self.committed: bool = False
+        self.begins: Begins = begins
         self.begun_by_hand: bool = False
         self._engine = engine
         self._lock = self._make_lock()
@@ -68,6 +78,14 @@ class WorkBase:
     def has_connection(self) -> bool:
         """Whether a connection was acquired and not yet given back."""
         return self._slot is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is a connection on which nothing is going on, as far as its user has asked for anything."""
+        slot = self._slot
+        if slot is None:
+            return False
+        return slot.ahead is not None or slot.conn.pgconn.transaction_status == TransactionStatus.IDLE
 
     @property
     def is_open(self) -> bool:
