@@ -47,7 +47,7 @@ class ServerlessPgDialect(PGDialect_psycopg):
         return ServerlessPgPool
 
     @classmethod
-    def get_async_dialect_cls(cls, url: URL) -> type[PGDialect_psycopg]:
+    def get_async_dialect_cls(cls, url: URL) -> Any:
         """Return the dialect of async engines."""
         return ServerlessPgAsyncDialect
 
@@ -94,7 +94,7 @@ class ServerlessPgDialect(PGDialect_psycopg):
         dbapi_connection.close()
         self.do_close(dbapi_connection)
 
-    def is_disconnect(self, e: BaseException, connection: Any, cursor: Any) -> bool:
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         """Tell whether `e` says that the connection is lost."""
         return bool(super().is_disconnect(e, connection, cursor)) or is_loss(e)
 

@@ -181,9 +181,13 @@ def test_death_before_the_first_statement(make_engine: Any, superuser: Any, dead
     def use(conn: Any) -> None:
         kill(superuser, conn.info.backend_pid)
 
+    def reconfigure(conn: Any) -> None:
+        use(conn)
+        conn.autocommit = True
+
     lent(engine, use, begin="ahead", deadline=deadline)
     with pytest.raises(psycopg.OperationalError):
-        lent(engine, lambda conn: (use(conn), setattr(conn, "autocommit", True)), begin="ahead", deadline=deadline)
+        lent(engine, reconfigure, begin="ahead", deadline=deadline)
     lent(engine, lambda conn: conn.execute("select 1"), begin="ahead", deadline=deadline)
     assert engine.stats.commit_failures == 0
 

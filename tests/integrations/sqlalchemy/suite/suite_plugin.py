@@ -1,17 +1,16 @@
-"""Makes pytest run SQLAlchemy's suite, over our dialects, too."""
+"""Makes SQLAlchemy's plugin for pytest know our dialects, and create nothing that a server for tests does not have."""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
 
-import suite_dialect  # noqa: F401
-from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: F403
+import pytest
+import suite_dialect  # noqa: F401 - it registers them
 
 
-def pytest_configure(config: Any) -> None:
-    """Create no extension: the servers of the tests come without any."""
-    from sqlalchemy.dialects.postgresql import provision
-    from sqlalchemy.testing.plugin import pytestplugin
-
-    getattr(provision, "post_configure_engine").fns["postgresql"] = lambda *args: None  # noqa: B009
-    pytestplugin.pytest_configure(config)
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart() -> None:
+    """Create no extension."""
+    provision = importlib.import_module("sqlalchemy.dialects.postgresql.provision")
+    if hasattr(provision, "post_configure_engine"):
+        provision.post_configure_engine.fns["postgresql"] = lambda *args: None
