@@ -44,12 +44,14 @@ MakeContainer = Callable[..., LambdaContainer]
 def make(tmp_path: Path, variables: Mapping[str, str]) -> Iterator[MakeContainer]:
     """Makes containers of the function above, on ``server``; they are closed at the end of the test.
 
-    `code` goes to the end of the module.
+    `code` goes to the end of the module, or `module` takes its place.
     """
     with ExitStack() as stack:
 
-        def make_container(handler: str = "handler", *, code: str = "", **options: Any) -> LambdaContainer:
-            (tmp_path / "app.py").write_text(FUNCTION + code)
+        def make_container(
+            handler: str = "handler", *, code: str = "", module: str = FUNCTION, **options: Any
+        ) -> LambdaContainer:
+            (tmp_path / "app.py").write_text(module + code)
             environment = {**variables, **options.pop("environment", {})}
             options = {"timeout": 60.0, **options}
             container = LambdaContainer(f"app.{handler}", folder=tmp_path, environment=environment, **options)
