@@ -80,7 +80,11 @@ def test_each_setting_works_in_each_mode(
     """No connect is refused, nothing fails, and the server's own side shows nothing of the engine between requests."""
     is_transactional = mode != "statement"
     events: list[Event] = []
-    options = {"pool_mode": mode, "default_pool_size": 1, "server_reset_query": "select 1"}  # so that it hides nothing
+    options: dict[str, str | int] = {
+        "pool_mode": mode,
+        "default_pool_size": 1,
+        "server_reset_query": "select 1",
+    }  # so that it hides nothing
     with PgBouncer(server, **options) as pooler:
         engine = engines(
             conninfo=pooler.dsn, pooler=setting, autocommit=not is_transactional, lease=0.2, on_event=events.append
@@ -239,7 +243,7 @@ def test_pooler_without_a_free_connection_is_waited_for(engines: Any, server: Po
     """New connection or old: a request waits for its turn, and is told if there was none. That is no server that is
     down, so nobody fails fast afterwards, and the idle connections stay."""
     events: list[Event] = []
-    options = {"pool_mode": "transaction", "default_pool_size": 2}
+    options: dict[str, str | int] = {"pool_mode": "transaction", "default_pool_size": 2}
     with PgBouncer(server, **options) as pooler, ExitStack() as stack:
         names = {"conninfo": pooler.dsn, "pooler": setting, "on_event": events.append}
         new, old = engines(**names, max_wait=0.6), engines(**names, max_wait=20.0)
@@ -266,7 +270,7 @@ def test_pooler_without_a_free_connection_is_waited_for(engines: Any, server: Po
 
 def test_turn_that_the_pooler_gave_up_is_tried_again(engines: Any, server: PostgresServer) -> None:
     """``query_wait_timeout`` ends the wait before the request's own budget: it asks again, from the beginning."""
-    options = {"pool_mode": "transaction", "default_pool_size": 1, "query_wait_timeout": 1}
+    options: dict[str, str | int] = {"pool_mode": "transaction", "default_pool_size": 1, "query_wait_timeout": 1}
     with PgBouncer(server, **options) as pooler, ExitStack() as stack:
         busy = stack.enter_context(psycopg.connect(pooler.dsn))
         busy.execute("select 1")
@@ -304,7 +308,7 @@ def test_server_behind_a_pooler_that_is_restarted_is_waited_for(engines: Any) ->
     If the server stays away, the error says what the pooler said.
     """
     with PostgresServer(max_connections=20) as server:
-        options = {"pool_mode": "transaction", "default_pool_size": 2, "server_login_retry": 1}
+        options: dict[str, str | int] = {"pool_mode": "transaction", "default_pool_size": 2, "server_login_retry": 1}
         with PgBouncer(server, **options) as pooler:
             old, new = (engines(conninfo=pooler.dsn, max_wait=60) for _ in range(2))
             with old.request() as conn:
