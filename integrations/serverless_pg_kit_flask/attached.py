@@ -11,6 +11,7 @@ from flask import Flask, Response, appcontext_popped, request, request_finished,
 from serverless_pg_kit import Engine
 from serverless_pg_kit_flask.deadline import Deadline, seconds_of
 from serverless_pg_kit_flask.places import Places
+from serverless_pg_kit_flask.streaming import is_streaming
 from serverless_pg_kit_flask.unwinding import is_failure, unwinding
 from serverless_pg_kit_flask.work import Work
 from serverless_pg_kit_flask.wsgi import Requests
@@ -52,7 +53,7 @@ class Attached:
         if work is None:  # a test's request context, without WSGI
             return
         work.respond(response.status_code, self._rollback_on)
-        work.is_streaming = is_streamed(response, work)
+        work.is_streaming = is_streaming(response, request.method, work.has_connection)
         if not work.is_streaming:
             work.end()
 
@@ -75,13 +76,3 @@ class Attached:
         if problem is not None:
             self._problem.set(None)
             raise problem
-
-
-def is_streamed(response: Response, work: Work) -> bool:
-    """Tell whether the body of `response` may still use the connection of `work`.
-
-    A file that is passed through was opened before: without a connection it will not need one.
-    """
-    if request.method == "HEAD" or response.status_code in (204, 304) or response.status_code < 200:
-        return False
-    return response.is_streamed and (work.has_connection or not response.direct_passthrough)

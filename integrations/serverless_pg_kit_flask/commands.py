@@ -11,7 +11,7 @@ import psycopg
 from flask.cli import AppGroup
 
 from serverless_pg_kit import Census, CleanReport, Engine
-from serverless_pg_kit.events import Stats
+from serverless_pg_kit.stats import Stats
 
 if TYPE_CHECKING:
     from serverless_pg_kit_flask.extension import ServerlessPg

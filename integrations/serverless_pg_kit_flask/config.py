@@ -7,7 +7,7 @@ from typing import Any
 
 from serverless_pg_kit import Engine, Settings, SettingsError
 from serverless_pg_kit.settings import ENV_PREFIX
-from serverless_pg_kit_flask.deadline import Deadline, check_deadline
+from serverless_pg_kit_flask.deadline import Deadline, checked
 
 DEADLINE = f"{ENV_PREFIX}DEADLINE"
 """The one key that is Flask's and no setting."""
@@ -36,14 +36,10 @@ def check_engine(engine: object, keys: Mapping[str, Any]) -> None:
 def read_deadline(keys: Mapping[str, Any], given: Deadline) -> Deadline:
     """Return the deadline `given` in code, or else that in `keys`. Raises `SettingsError` for a bad one."""
     value = keys.get(DEADLINE) if given is None else given
-    if isinstance(value, str):
-        value = float_or_text(value)
-    check_deadline(value)
-    deadline: Deadline = value
-    return deadline
+    return checked(read_number(value) if isinstance(value, str) else value)
 
 
-def float_or_text(text: str) -> float | str | None:
+def read_number(text: str) -> float | str | None:
     """Return the number in `text`, ``None`` for ``none``, or `text` if it is neither."""
     try:
         return None if text.lower() == "none" else float(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from serverless_pg_kit import Engine, SettingsError
@@ -21,13 +21,15 @@ CONTEXT_KEYS = ("apig_wsgi.context", "awsgi.context", "serverless.context", "lam
 ALLOWED = "a number of seconds above 0, a callable that returns one, or None"
 
 
-def check_deadline(value: Any) -> None:
-    """Raise `SettingsError` if `value` is no `Deadline`."""
-    if not (value is None or callable(value) or ((is_number(value) or value == float("inf")) and value > 0)):
-        raise SettingsError(f"deadline={value!r} is not allowed: {ALLOWED}")
+def checked(value: Any) -> Deadline:
+    """Return `value`. Raises `SettingsError` if it is no `Deadline`."""
+    if value is None or callable(value) or ((is_number(value) or value == float("inf")) and value > 0):
+        deadline: Deadline = value
+        return deadline
+    raise SettingsError(f"deadline={value!r} is not allowed: {ALLOWED}")
 
 
-def seconds_of(deadline: Deadline, environ: Mapping[str, Any], engine: Engine) -> float | None:
+def seconds_of(deadline: Deadline, environ: WSGIEnvironment, engine: Engine) -> float | None:
     """Return the seconds that the request in `environ` may take, ``None`` for any time.
 
     The time that a Lambda invocation has left is a limit even to a longer `deadline`, unless that is infinite.

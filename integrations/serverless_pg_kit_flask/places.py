@@ -61,7 +61,7 @@ def is_at_home(work: Work) -> bool:
     """
     if not has_app_context():
         return True
-    here: object = g._get_current_object()  # type: ignore[attr-defined]
+    here: object = g._get_current_object()
     if work.home is None:
         work.home = here
     return work.home is here
