@@ -173,7 +173,7 @@ class AcquiringBase(EngineBase):
     def _usual_opening(self, slot: Slot, scope: WorkBase) -> Opening | None:
         """Return the open exchange of an ordinary request, ``None`` if `scope` or the connection is out of that."""
         routine = slot.routine
-        if routine is None or scope.isolation_level is not None or scope.read_only is not None:
+        if routine is None or scope.isolation_level is not None or scope.read_only is not None or not scope.transaction:
             return None
         return routine.open(scope.deadline.at - scope.deadline.now())
 
@@ -181,13 +181,15 @@ class AcquiringBase(EngineBase):
         conn, settings, mode = slot.conn, self.settings, slot.mode
         if scope.isolation_level is not None or scope.read_only is not None:
             mode = transaction_mode(conn, scope.isolation_level, scope.read_only)
+        begins = scope.transaction and not slot.is_autocommit
         return plan_open(
             slot,
             settings.statements,
-            None if conn.autocommit else mode,
+            mode if begins else None,
             scope.deadline.at - scope.deadline.now(),
             reset=settings.reset,
-            ping=conn.autocommit and slot.lent > 0 and self._idle_seconds(slot) >= settings.check_after,
+            ping=not begins and slot.lent > 0 and self._idle_seconds(slot) >= settings.check_after,
+            session=settings.session if slot.direct is None else {},
             census=self._census_message(slot) if slot.direct is None and self._may_census else "",
         )
 

@@ -19,7 +19,7 @@ class WorkBase:
 
     `deadline` is the moment the request has to be done; `report` is what its end did, ``None`` until then;
     `committed` tells whether the server has confirmed its COMMIT: somebody who was interrupted may want to know.
-    `begun_by_hand` tells those of `Engine.connect`.
+    `begun_by_hand` tells those of `Engine.connect`. `transaction` tells whether the engine begins its transaction.
     """
 
     __slots__ = (
@@ -38,6 +38,7 @@ class WorkBase:
         "isolation_level",
         "read_only",
         "report",
+        "transaction",
     )
 
     _make_lock: ClassVar[Any]
@@ -48,10 +49,13 @@ class WorkBase:
         deadline: Deadline,
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
+        *,
+        transaction: bool = True,
     ) -> None:
         self.deadline: Deadline = deadline
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
+        self.transaction: bool = transaction
         self.report: CleanReport | None = None
         self.committed: bool = False
         self.begun_by_hand: bool = False
