@@ -13,7 +13,7 @@ SERVER_ERRORS = range(500, 600)
 
 
 def check_options(engine: object, kind: type[EngineBase], rollback_on: object, advice: str) -> None:
-    """Raise ``TypeError`` for an `engine` that is not of `kind` (with `advice`), or a `rollback_on` without statuses."""
+    """Raise ``TypeError`` for an `engine` that is not of `kind` (with `advice`), or a `rollback_on` of no statuses."""
     if engine is not None and not isinstance(engine, kind):
         raise TypeError(f"engine must be of the class {kind.__name__}, not {type(engine).__name__}: {advice}")
     if not isinstance(rollback_on, Container) or isinstance(rollback_on, (str, bytes)):

@@ -23,9 +23,9 @@ KEY = "db"
 """The key that middlewares use unless they are told another."""
 
 
-def scope(request: Request) -> WorkBase:
-    """The request that the middleware with the key ``"db"`` began, for ``Depends(scope)``: it acquires nothing before
-    its `connection` is touched.
+def scope(request: Request) -> Any:
+    """The request (`Scope`) that the middleware with the key ``"db"`` began, for ``Depends(scope)``: it acquires
+    nothing before its `connection` is touched.
 
     Raises ``RuntimeError`` where no such middleware is around the route.
     """

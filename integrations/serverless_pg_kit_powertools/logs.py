@@ -26,4 +26,5 @@ class LoggerListener:
         """Write `event`."""
         if event.level >= self._level:
             fields = {f"pg_{name}": value for name, value in vars(event).items()}
-            self._logger.log(event.level, str(event), extra={"pg_event": type(event).__name__, **fields})
+            write = getattr(self._logger, logging.getLevelName(event.level).lower())  # `log` goes past its buffer
+            write(str(event), extra={"pg_event": type(event).__name__, **fields})

@@ -55,7 +55,11 @@ MEASURES: dict[type[events.Event], tuple[Measure, ...]] = {
     events.RolledBack: (one("Rollbacks"),),
     events.Replaying: (one("Replays"),),
     events.Cancelled: (one("Cancels"),),
-    events.Counted: (number("ServerConnections", "used"), number("FleetConnections", "fleet_used"), number("Room", "room")),
+    events.Counted: (
+        number("ServerConnections", "used"),
+        number("FleetConnections", "fleet_used"),
+        number("Room", "room"),
+    ),
     events.Reaped: (
         one("Reapings"),
         Measure("Killed", MetricUnit.Count, lambda event: len(event.pids)),

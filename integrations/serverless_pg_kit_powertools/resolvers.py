@@ -34,7 +34,7 @@ class Options(NamedTuple):
     scope: dict[str, Any]
 
 
-class PostgresMiddleware(BaseMiddlewareHandler):  # type: ignore[type-arg]  # its variable holds for every resolver
+class PostgresMiddleware(BaseMiddlewareHandler[Any]):
     """Run what is routed as one request of `engine` (``None``: `default_engine`), for all routes (``app.use([...])``)
     or for one (``middlewares=[...]``).
 
@@ -70,10 +70,11 @@ class PostgresMiddleware(BaseMiddlewareHandler):  # type: ignore[type-arg]  # it
             with lent(app.context, options.key, scope):
                 answer = answer_of(app, next_middleware)
             tell(scope, route_status(answer), options.rollback_on)
-        return handed_on(answer)
+        response: Response[Any] = handed_on(answer)
+        return response
 
 
-class AsyncPostgresMiddleware(functools.partial):  # type: ignore[type-arg]
+class AsyncPostgresMiddleware(functools.partial[Any]):
     """The same for ``resolve_async`` (Powertools 3.29 and later), with an `AsyncEngine` (``None``:
     `default_async_engine`): ``await app.context[key].connection``.
 

@@ -14,13 +14,14 @@ from aws_lambda_powertools.middleware_factory import lambda_handler_decorator
 from aws_lambda_powertools.middleware_factory.exceptions import MiddlewareInvalidArgumentError
 from aws_lambda_powertools.utilities.idempotency import IdempotencyConfig, idempotent
 from aws_lambda_powertools.utilities.idempotency.exceptions import IdempotencyItemAlreadyExistsError
-from aws_lambda_powertools.utilities.idempotency.persistence.base import BasePersistenceLayer, DataRecord
+from aws_lambda_powertools.utilities.idempotency.persistence.base import BasePersistenceLayer
+from aws_lambda_powertools.utilities.idempotency.persistence.datarecord import DataRecord
 from aws_lambda_powertools.utilities.validation import validator
 from powertools_support import Context
 from psycopg import IsolationLevel
 from support import entries
 
-from serverless_pg_kit import Engine
+from serverless_pg_kit import Engine, aws_lambda
 from serverless_pg_kit_powertools import postgres_middleware
 
 EVENT = {"id": 1}
@@ -94,7 +95,7 @@ def test_untouched_acquires_nothing(engine: Engine, context: Any) -> None:
 
 def test_bare_uses_the_default_engine(engine: Engine, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without options there is one engine for the process."""
-    monkeypatch.setattr("serverless_pg_kit.aws_lambda._default_engine", engine)
+    monkeypatch.setitem(aws_lambda._defaults, Engine, engine)
 
     @postgres_middleware
     def handler(event: Any, context: Any, conn: psycopg.Connection[Any]) -> Any:
@@ -162,7 +163,7 @@ class Store(BasePersistenceLayer):
     """Keeps the records of idempotency in memory, where DynamoDB keeps them in life."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.records: dict[str, DataRecord] = {}
 
     def _get_record(self, idempotency_key: str) -> DataRecord:
@@ -277,17 +278,17 @@ async def answer_later(event: Any, context: Any) -> None:
 @pytest.mark.parametrize(
     ("decorate", "error"),
     [
-        (lambda engine: postgres_middleware(engine=engine)(answer_later), "AsyncEngine"),
-        (lambda engine: postgres_middleware(engine), "by name"),
-        (lambda engine: postgres_middleware(engine="postgres://"), "class Engine, not str"),
-        (lambda engine: postgres_middleware(engine=engine, rollback_on=500), "must hold statuses"),
-        (lambda engine: postgres_middleware(engine=engine, rollback_on="500"), "must hold statuses"),
+        (lambda engine, use: use(engine=engine)(answer_later), "AsyncEngine"),
+        (lambda engine, use: use(engine), "by name"),
+        (lambda engine, use: use(engine="postgres://"), "class Engine, not str"),
+        (lambda engine, use: use(engine=engine, rollback_on=500), "must hold statuses"),
+        (lambda engine, use: use(engine=engine, rollback_on="500"), "must hold statuses"),
     ],
 )
 def test_misuse_is_told(engine: Engine, decorate: Any, error: str) -> None:
     """What cannot work is refused when it is decorated, and not in the first invocation."""
     with pytest.raises(TypeError, match=error):
-        decorate(engine)
+        decorate(engine, postgres_middleware)
 
 
 def test_objects_are_no_functions(engine: Engine) -> None:

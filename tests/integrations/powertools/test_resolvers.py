@@ -1,5 +1,7 @@
 """``PostgresMiddleware``: what commits, what rolls back, and what is left behind, in every resolver."""
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import time
@@ -18,18 +20,18 @@ from aws_lambda_powertools.event_handler import (
     VPCLatticeResolver,
     VPCLatticeV2Resolver,
 )
+from aws_lambda_powertools.event_handler.api_gateway import Router
 from aws_lambda_powertools.event_handler.exceptions import (
     BadRequestError,
     InternalServerError,
     ServiceError,
     UnauthorizedError,
 )
-from aws_lambda_powertools.event_handler.router import Router
 from powertools_support import Context, event_of, status_of
 from psycopg import IsolationLevel
 from support import entries
 
-from serverless_pg_kit import Engine, TransactionFailed, with_db
+from serverless_pg_kit import Engine, TransactionFailed, aws_lambda, with_db
 from serverless_pg_kit_powertools import PostgresMiddleware, postgres_middleware
 
 RESOLVERS: dict[str, tuple[Any, str]] = {
@@ -76,7 +78,7 @@ ANSWERS: list[tuple[str, Any, int | None, bool]] = [
 
 def app_of(resolver: Any, engine: Engine, answer: Any, **options: Any) -> Any:
     """Return a resolver whose route writes a row and answers."""
-    app = resolver()
+    app: Any = resolver()
     app.use(middlewares=[PostgresMiddleware(engine, **options)])
     description = {"description": "An order"} if resolver is BedrockAgentResolver else {}
 
@@ -88,7 +90,9 @@ def app_of(resolver: Any, engine: Engine, answer: Any, **options: Any) -> Any:
     return app
 
 
-@pytest.mark.parametrize(("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS])
+@pytest.mark.parametrize(
+    ("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS]
+)
 @pytest.mark.parametrize("resolver", RESOLVERS)
 def test_answer_decides(
     engine: Engine,
@@ -141,7 +145,7 @@ def test_exception_handler_answers_after_the_rollback(
 
 def test_nothing_is_acquired_where_nothing_is_found(engine: Engine, context: Any) -> None:
     """The 404 route and the pre-flight run through the middleware, and cost no connection."""
-    app = APIGatewayRestResolver(cors=CORSConfig(allow_origin="*"))
+    app: Any = APIGatewayRestResolver(cors=CORSConfig(allow_origin="*"))
     app.use(middlewares=[PostgresMiddleware(engine)])
 
     @app.get("/orders")
@@ -170,7 +174,7 @@ def test_404_handler_may_use_the_database(engine: Engine, superuser: Any, ledger
 @pytest.mark.parametrize("middlewares", [[], [PostgresMiddleware]], ids=["without", "with"])
 def test_per_route(engine: Engine, superuser: Any, ledger: str, context: Any, middlewares: list[Any]) -> None:
     """A middleware of one route serves that route only."""
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
 
     @app.get("/orders/7", middlewares=[kind(engine) for kind in middlewares])
     def route() -> Any:
@@ -181,7 +185,8 @@ def test_per_route(engine: Engine, superuser: Any, ledger: str, context: Any, mi
 
 def test_router_sees_the_request(engine: Engine, superuser: Any, ledger: str, context: Any) -> None:
     """A route in another file reaches it by its router, or by the engine."""
-    app, router = APIGatewayRestResolver(), Router()
+    app: Any = APIGatewayRestResolver()
+    router: Any = Router()  # type: ignore[no-untyped-call]
     app.use(middlewares=[PostgresMiddleware(engine)])
 
     @router.get("/orders/<order_id>")
@@ -195,7 +200,9 @@ def test_router_sees_the_request(engine: Engine, superuser: Any, ledger: str, co
     assert entries(superuser) == [1]
 
 
-@pytest.mark.parametrize(("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS])
+@pytest.mark.parametrize(
+    ("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS]
+)
 @pytest.mark.parametrize("outer", ["postgres_middleware", "with_db", "app.use"])
 def test_nested(
     engine: Engine,
@@ -208,7 +215,7 @@ def test_nested(
     kept: bool,
 ) -> None:
     """One inside another, or inside a decorator, is one request, and ends as it would alone."""
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
     if outer == "app.use":
         app.use(middlewares=[PostgresMiddleware(engine)])
 
@@ -231,7 +238,9 @@ def test_nested(
     assert (engine.stats.connects, engine.stats.in_use) == (1, 0)
 
 
-def test_inner_failure_that_is_caught_commits_nothing(engine: Engine, superuser: Any, ledger: str, context: Any) -> None:
+def test_inner_failure_that_is_caught_commits_nothing(
+    engine: Engine, superuser: Any, ledger: str, context: Any
+) -> None:
     """A middleware between two of ours that hides an exception does not make half of the work permanent."""
 
     def hide(app: Any, next_middleware: Any) -> Any:
@@ -240,7 +249,7 @@ def test_inner_failure_that_is_caught_commits_nothing(engine: Engine, superuser:
         except LookupError:
             return Response(200, "text/plain", "hidden")
 
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
     app.use(middlewares=[PostgresMiddleware(engine), hide, PostgresMiddleware(engine)])
 
     @app.get("/orders/7")
@@ -264,8 +273,10 @@ def test_inner_failure_that_is_caught_commits_nothing(engine: Engine, superuser:
         (raises(BadRequestError("no")), True),
     ],
 )
-def test_chain_that_is_cut_short(engine: Engine, superuser: Any, ledger: str, context: Any, cut: Any, kept: bool) -> None:
-    """A middleware that answers in place of the route is heard like one; a bare dictionary is a 200, as Powertools has it."""
+def test_chain_that_is_cut_short(
+    engine: Engine, superuser: Any, ledger: str, context: Any, cut: Any, kept: bool
+) -> None:
+    """A middleware that answers in place of the route is heard like one; a bare dictionary is a 200."""
 
     def impatient(app: Any, next_middleware: Any) -> Any:
         insert(app)
@@ -279,7 +290,7 @@ def test_chain_that_is_cut_short(engine: Engine, superuser: Any, ledger: str, co
 
 def test_failed_transaction(engine: Engine, context: Any) -> None:
     """A route that swallows a database error is believed if its answer is an error, and told otherwise."""
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
     app.use(middlewares=[PostgresMiddleware(engine)])
 
     @app.get("/orders/<status>")
@@ -296,7 +307,7 @@ def test_failed_transaction(engine: Engine, context: Any) -> None:
 
 def test_commit_that_fails_reaches_the_exception_handlers(engine: Engine, ledger: str, context: Any) -> None:
     """What the end of the request raises can still change the answer."""
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
     app.use(middlewares=[PostgresMiddleware(engine)])
 
     @app.get("/orders/7")
@@ -313,8 +324,8 @@ def test_commit_that_fails_reaches_the_exception_handlers(engine: Engine, ledger
 
 
 def test_deadline_comes_from_the_context(engine: Engine, context: Any) -> None:
-    """A route whose query would outlive the invocation answers while there is time; a deadline of its own goes first."""
-    app = APIGatewayRestResolver()
+    """A route whose query would outlive the invocation answers while there is time; its own deadline goes first."""
+    app: Any = APIGatewayRestResolver()
 
     def sleep() -> Any:
         try:
@@ -332,7 +343,7 @@ def test_deadline_comes_from_the_context(engine: Engine, context: Any) -> None:
 
 def test_transaction_options(engine: Engine, context: Any) -> None:
     """Isolation level, read-only mode and the key in the context are the middleware's own."""
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
     options: dict[str, Any] = {"isolation_level": IsolationLevel.SERIALIZABLE, "read_only": True, "key": "orders"}
 
     @app.get("/orders/7", middlewares=[PostgresMiddleware(engine, **options)])
@@ -346,7 +357,7 @@ def test_transaction_options(engine: Engine, context: Any) -> None:
 def test_two_databases(engine: Engine, server: Any, superuser: Any, ledger: str, context: Any) -> None:
     """Two engines side by side are two requests, which end alike."""
     other = Engine(conninfo=server.dsn, application_name="other")
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
     app.use(middlewares=[PostgresMiddleware(engine), PostgresMiddleware(other, key="reports")])
 
     @app.get("/orders/7")
@@ -365,8 +376,8 @@ def test_two_databases(engine: Engine, server: Any, superuser: Any, ledger: str,
 
 def test_default_engine(engine: Engine, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an engine there is one for the process."""
-    monkeypatch.setattr("serverless_pg_kit.aws_lambda._default_engine", engine)
-    app = APIGatewayRestResolver()
+    monkeypatch.setitem(aws_lambda._defaults, Engine, engine)
+    app: Any = APIGatewayRestResolver()
     app.use(middlewares=[PostgresMiddleware()])
 
     @app.get("/orders/7")
@@ -386,20 +397,20 @@ def test_users_own_context_stays(engine: Engine, context: Any) -> None:
         seen.append(app.context["db"])
         return response
 
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
     app.use(middlewares=[look, PostgresMiddleware(engine)])
     app.get("/orders/7")(lambda: {})
-    app.append_context(db="mine")
+    app.context["db"] = "mine"
     app.resolve(EVENT, context)
     assert seen == ["mine"]
 
 
 def test_kept_request_is_of_no_use_afterwards(engine: Engine, context: Any) -> None:
     """Who keeps the request beyond its end gets an error, and not another request's connection."""
-    app = APIGatewayRestResolver()
+    app: Any = APIGatewayRestResolver()
     app.use(middlewares=[PostgresMiddleware(engine)])
     kept: list[Any] = []
-    app.get("/orders/7")(lambda: kept.append(app.context["db"]) or {})
+    app.get("/orders/7")(lambda: {"kept": str(kept.append(app.context["db"]))})  # type: ignore[func-returns-value]
     app.resolve(EVENT, context)
     with pytest.raises(RuntimeError, match="has ended"):
         kept[0].connection  # noqa: B018 - the property acquires
