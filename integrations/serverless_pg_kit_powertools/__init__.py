@@ -45,7 +45,12 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         if name not in MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+        try:
+            module = importlib.import_module(f"{__name__}.{MODULES[name]}")
+        except ModuleNotFoundError as missing:
+            advice = f'{missing}: pip install "serverless-pg-kit[powertools]"'
+            raise ModuleNotFoundError(advice, name=missing.name) from missing
+        return getattr(module, name)
 
 
 def __dir__() -> list[str]:
