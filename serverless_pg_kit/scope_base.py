@@ -82,13 +82,14 @@ class WorkBase:
         """Let the request end with a rollback, although no exception leaves it."""
         self._wants_commit = False
 
-    def respond(self, status: int) -> None:
+    def respond(self, status: int, *, rollback: bool | None = None) -> None:
         """Take account of the HTTP `status` of the request's answer.
 
-        500 and more roll back. 400 and more admit a failure: a transaction that has failed is then rolled back
-        silently instead of raising `TransactionFailed`.
+        500 and more roll back, unless `rollback` says what the status means. 400 and more admit a failure: a
+        transaction that has failed is then rolled back silently instead of raising `TransactionFailed`.
         """
-        self._wants_commit = self._wants_commit and status < 500
+        rolls_back = status >= 500 if rollback is None else rollback
+        self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
 
     def forgive(self) -> None:
@@ -104,6 +105,21 @@ class WorkBase:
         For a request that joined this one and failed: what it did must not be committed by halves.
         """
         self._spoiled = True
+
+    def resume(self) -> None:
+        """Be the engine's current request from now on, as inside a ``with`` block, until `suspend` or the end.
+
+        For hosts that do not call the whole of a request in one piece: a body is streamed after its view has returned.
+        """
+        if self._engine._current.get() is not self:
+            self._begin()
+
+    def suspend(self) -> None:
+        """Be the current request no longer, without ending: its connection stays its own."""
+        # Stored and not reset by token: the block may end in another context than it began in.
+        current = self._engine._current
+        if current.get() is self:
+            current.set(self._outer)
 
     def _begin(self) -> None:
         current = self._engine._current
