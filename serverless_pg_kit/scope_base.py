@@ -74,6 +74,11 @@ class WorkBase:
         return self._slot is not None
 
     @property
+    def is_direct(self) -> bool | None:
+        """Whether the session behind the connection is its own: False behind a pooler, ``None`` without a connection."""
+        return None if self._slot is None else self._slot.direct
+
+    @property
     def is_open(self) -> bool:
         """Whether the request goes on, in the process in which it began."""
         return self.report is None and self._process == processes.generation
