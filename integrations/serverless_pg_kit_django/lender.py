@@ -8,7 +8,7 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from psycopg import Connection
+from psycopg import Connection, Error
 
 from serverless_pg_kit.scope import Scope
 from serverless_pg_kit_django.engines import engine_of, engines_on
@@ -54,6 +54,7 @@ class Lender:
         self._wrapper = weakref.ref(wrapper)
         self._scope: Scope | None = None
         self.params: dict[str, Any] = {}
+        self.cursors: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def open(self) -> None:
         """Do nothing: engines need no opening."""
@@ -68,10 +69,17 @@ class Lender:
         return conn
 
     def give_back(self) -> bool:
-        """Roll back what is left open and give the connection back, if there is one; tell whether there was."""
+        """Roll back what is left open and give the connection back, if there is one; tell whether there was.
+
+        Cursors are closed: whoever still holds one, as an iterator does that was not read to its end, must not reach
+        the next request's session by it.
+        """
         scope, self._scope = self._scope, None
         if scope is None:
             return False
+        for cursor in list(self.cursors) if scope.is_open else ():
+            with suppress(Error):  # the session is lost, or its transaction has failed
+                cursor.close()
         scope.fail()
         scope.end()
         return True

@@ -65,6 +65,13 @@ class EngineConnections(PostgreSQL):
         self._lender.params = conn_params
         return super().get_new_connection(conn_params)
 
+    @async_unsafe
+    def create_cursor(self, name: str | None = None) -> Any:
+        """Return a cursor, which is closed with its request."""
+        cursor = super().create_cursor(name)
+        self._lender.cursors.add(cursor)
+        return cursor
+
     def init_connection_state(self) -> None:
         """Set time zone and role, where the engine has not: behind a pooler, whose sessions are not the engine's."""
         super().init_connection_state()
