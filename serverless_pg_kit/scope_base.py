@@ -75,7 +75,7 @@ class WorkBase:
 
     @property
     def is_direct(self) -> bool | None:
-        """Whether the session behind the connection is its own: False behind a pooler, ``None`` without a connection."""
+        """Whether the connection's session is its own: False behind a pooler, ``None`` if there is no connection."""
         return None if self._slot is None else self._slot.direct
 
     @property

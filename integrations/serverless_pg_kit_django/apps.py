@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
 from django.core import checks
 from django.db import connections
@@ -12,7 +14,7 @@ class ServerlessPgKitConfig(AppConfig):
 
     name = "serverless_pg_kit_django"
     label = "serverless_pg_kit"
-    verbose_name = "serverless-pg-kit"
+    verbose_name: Any = "serverless-pg-kit"
 
     def ready(self) -> None:
         """Check the settings of every database, and register the checks. Raises ``ImproperlyConfigured``."""

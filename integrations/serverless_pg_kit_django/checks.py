@@ -43,7 +43,7 @@ def lacks_client_cursors(wrapper: DatabaseWrapper) -> bool:
     """Tell whether server-side cursors are on although a pooler stands between, by setting or host name."""
     host = (str(wrapper.settings_dict["HOST"]) or "").partition(",")[0]
     pooler = pooler_of(kit_names(wrapper).get("pooler", "auto"), host)
-    return pooler is not None and not wrapper.settings_dict["DISABLE_SERVER_SIDE_CURSORS"]
+    return pooler is not None and not wrapper.settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
 
 
 RULES = (

@@ -40,7 +40,7 @@ class OfThread(threading.local):
     """The present thread's `Borrowings`."""
 
     def __init__(self) -> None:
-        self.borrowings = Borrowings()
+        self.borrowings: Borrowings = Borrowings()
 
 
 _of_thread = OfThread()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections
 from django.utils.asyncio import async_unsafe
@@ -21,9 +21,11 @@ class LazyConnection:
     def __init__(self, find: Callable[[], Connection[Any]]) -> None:
         object.__setattr__(self, "_find", find)
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type[Any]:
-        return Connection
+    if not TYPE_CHECKING:
+
+        @property
+        def __class__(self) -> type[Any]:
+            return Connection
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._find(), name)
@@ -56,7 +58,7 @@ class RequestDb:
     def __init__(self, alias: str) -> None:
         self._alias = alias
         self._scope: Scope | None = None
-        self.connection = LazyConnection(self._find)
+        self.connection: LazyConnection = LazyConnection(self._find)
 
     @async_unsafe("request.db blocks: touch it in a function for sync_to_async()")
     def _find(self) -> Connection[Any]:

@@ -31,6 +31,8 @@ class EngineConnections(PostgreSQL):
     makes a backend of it. Raises ``ImproperlyConfigured`` for bad settings.
     """
 
+    connection: Any
+
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
         super().__init__(settings_dict, alias)
         self._lender = Lender(self)

@@ -8,7 +8,7 @@ from django.db import models
 class Entry(models.Model):
     """An entry of a ledger."""
 
-    number = models.IntegerField(unique=True)
+    number: models.IntegerField[int, int] = models.IntegerField(unique=True)
 
     class Meta:
         """Named for the tests to look into."""

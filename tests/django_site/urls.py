@@ -15,6 +15,7 @@ urlpatterns = [
     path("stream", views.stream),
     path("astream", views.astream),
     path("rawstream", views.rawstream),
+    path("rawastream", views.rawastream),
     path("sleep/<str:seconds>", views.sleep),
     path("asyncdb", views.asyncdb),
     path("atomic/<int:number>", views.atomically),

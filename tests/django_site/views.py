@@ -92,6 +92,20 @@ def rawstream(request: Any) -> StreamingHttpResponse:
     return StreamingHttpResponse(parts())
 
 
+async def rawastream(request: Any) -> StreamingHttpResponse:
+    """Do what `rawstream` does, asynchronously."""
+
+    def insert(number: int) -> None:
+        request.db.execute("insert into django_entry (number) values (%s)", [number])
+
+    async def parts() -> AsyncIterator[bytes]:
+        for number in range(3):
+            await sync_to_async(insert)(number)
+            yield b"."
+
+    return StreamingHttpResponse(parts())
+
+
 def sleep(request: HttpRequest, seconds: str) -> HttpResponse:
     """Let the server sleep."""
     with connection.cursor() as cursor:

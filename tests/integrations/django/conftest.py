@@ -54,7 +54,8 @@ def site(server: PostgresServer, tables: None, fleet: str) -> Iterator[Site]:
 
     point()
     yield point
-    for connection in connections.all(initialized_only=True):
+    wrappers: Any = connections.all(initialized_only=True)
+    for connection in wrappers:
         connection.in_atomic_block = False
         connection.close()
         connection.close_pool()

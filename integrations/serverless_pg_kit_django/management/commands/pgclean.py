@@ -16,7 +16,7 @@ class Command(BaseCommand):
     """Makes room at once, whether it is short or not: for a deployment, or an incident."""
 
     help = "Ends the idle connections of this fleet, the longest idle first; never one that serves a request."
-    requires_system_checks: list[str] = []
+    requires_system_checks: Any = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the options."""

@@ -17,7 +17,7 @@ class Command(BaseCommand):
     """Counts the sessions on the server of a database, over a connection of the kit's engine."""
 
     help = "Tells how many connections the server of a database has, how many may come, and how many are this fleet's."
-    requires_system_checks: list[str] = []
+    requires_system_checks: Any = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the options."""
