@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+import django
+
 DATABASES = {
     alias: {
         "ENGINE": os.environ["DJANGO_SUITE_ENGINE"],
@@ -15,6 +17,7 @@ DATABASES = {
 }
 SECRET_KEY = "only for tests"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+if django.VERSION < (6,):
+    DEFAULT_AUTO_FIELD = "django.db.models.AutoField"  # what the tests of that release expect
 USE_TZ = False
 TEST_RUNNER = "recorder.Recorder"
