@@ -74,6 +74,11 @@ class WorkBase:
         return self._slot is not None
 
     @property
+    def is_direct(self) -> bool | None:
+        """Whether the connection's session is its own: False behind a pooler, ``None`` if there is no connection."""
+        return None if self._slot is None else self._slot.direct
+
+    @property
     def is_open(self) -> bool:
         """Whether the request goes on, in the process in which it began."""
         return self.report is None and self._process == processes.generation
