@@ -21,6 +21,7 @@ MakeEngine = Callable[..., Engine]
 
 FRAMEWORKS: dict[str, str] = {
     "django": "django",
+    "faas": "functions_framework",
     "flask": "flask",
     "powertools": "aws_lambda_powertools",
 }
