@@ -14,6 +14,7 @@ from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
 from serverless_pg_kit.ahead import Ahead
+from serverless_pg_kit.certificate import REFUSED, explained
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
@@ -29,6 +30,9 @@ from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
 from serverless_pg_kit.slots import Slot, Waiter
 from serverless_pg_kit.waiting import Bell, completed, drive, elsewhere, pause
 from serverless_pg_kit.watch import Watch
+
+EXPLAIN_SECONDS = 1.0
+"""Longest time to find out why a certificate was refused."""
 
 LEAST_PATIENCE = 0.25
 """Seconds of silence that say something about the server: a request with less time left says only that it was late."""
@@ -61,7 +65,7 @@ class Acquiring(AcquiringBase):
             raise
         if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
-        if scope.begins == "ahead" and not slot.conn.autocommit:
+        if scope.transaction == "ahead" and not slot.conn.autocommit:
             slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
@@ -83,7 +87,10 @@ class Acquiring(AcquiringBase):
         left = min(scope.deadline.at - started, self.settings.max_wait)
         is_queued = slot.direct is False  # a pooler lets BEGIN wait for one of its connections: that is no silence
         until = min(scope.deadline.at, started + open_seconds(is_fresh=is_queued, remaining=left))
-        return self._open(slot, scope, Deadline(until, scope.deadline.now), until - started) is None
+        failure = self._open(slot, scope, Deadline(until, scope.deadline.now), until - started)
+        if failure is not None and is_queued and scope.deadline.now() >= until:
+            raise self._no_pooled_turn(self._retry(scope, started), failure)
+        return failure is None
 
     def _open_fresh(self, scope: Work, retry: Retry) -> Slot:
         while True:
@@ -137,10 +144,18 @@ class Acquiring(AcquiringBase):
             result = drive(attempt(address, deadline, self._tracing.next()))
             if not isinstance(result, Refusal):
                 return self._adopt(result)
+            if REFUSED in result.message:
+                result = self._explained(result, address, deadline)
             failures[address.host] = self._understand(result, retry)
             if not failures[address.host].kind.retryable:
                 break
         return most_telling(failures.values())
+
+    def _explained(self, refusal: Refusal, address: Address, deadline: Deadline) -> Refusal:
+        """Return the `refusal` of a certificate with its reason, if that can be found out."""
+        seconds = min(deadline.remaining(), EXPLAIN_SECONDS)
+        message = elsewhere(seconds, explained, refusal.message, address.params, os.environ, seconds)
+        return refusal._replace(message=message or refusal.message)
 
     def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
         """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""
@@ -187,9 +202,9 @@ class Acquiring(AcquiringBase):
         except OperationalError as lost:
             slot.farewell = slot.farewell or lost.sqlstate or getattr(answers.error, "sqlstate", None)
             self._lose(slot, "open")
-            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE:
+            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE and slot.direct is not False:
                 self._condemn("a connection as old as this one lost its server in silence")
-            return self._understand_loss(answers.error or lost)
+            return self._understand_loss(slot, answers.error or lost)
         except BaseException:
             self._drop(slot, "interrupted")
             raise
@@ -215,4 +230,4 @@ class Acquiring(AcquiringBase):
             raise error or OperationalError("the open exchange failed")
         slot.farewell = slot.farewell or error.sqlstate
         self._lose(slot, "open")
-        return self._understand_loss(error)
+        return self._understand_loss(slot, error)

@@ -22,6 +22,9 @@ from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.sqlstate import overheard, peek
 from serverless_pg_kit.waiting import Steps
 
+UNEXPECTED_END = "SSL error: unexpected eof while reading"
+"""libpq's words for a server that hangs up in the TLS handshake, as one does that knows no direct one."""
+
 TIMEOUT_MESSAGE = "connection timeout expired"
 
 
@@ -37,6 +40,12 @@ class Address(NamedTuple):
 
     params: ConnParams
     host: int
+
+    @property
+    def described(self) -> str:
+        """The beginning of a message about it, in libpq's words; empty for what libpq finds out by itself."""
+        name, port = self.params.get("host") or self.params.get("hostaddr"), self.params.get("port", "5432")
+        return f'connection to server at "{name}", port {port} failed: ' if name else ""
 
 
 def resolve(params: ConnParams, environ: Mapping[str, str], dice: Callable[[], float]) -> list[Address] | Refusal:
@@ -55,7 +64,7 @@ def resolve(params: ConnParams, environ: Mapping[str, str], dice: Callable[[], f
             addresses += [Address(_alone(params, host, hostaddr), number) for hostaddr in look_up(host)]
         except (OSError, UnicodeError) as error:
             refusal = Refusal(f'could not translate host name "{host.name}": {error}')
-    if params.get("load_balance_hosts") == "random":
+    if parameter(params, environ, "load_balance_hosts") == "random":
         addresses.sort(key=lambda _: dice())
     if parameter(params, environ, "target_session_attrs") == "prefer-standby":
         return prefer_standby(addresses) or refusal
@@ -93,7 +102,7 @@ def attempt(address: Address, deadline: Deadline, trace: bool) -> Steps[pq_abc.P
     pgconn = PGconn.connect_start(address.params.conninfo().encode())
     try:
         with overheard(pgconn, trace) as codes:
-            message = yield from poll_connect(pgconn, deadline, codes)
+            message = yield from poll_connect(pgconn, deadline, codes, address)
         if message is None:
             pgconn.nonblocking = 1
             return pgconn
@@ -101,6 +110,8 @@ def attempt(address: Address, deadline: Deadline, trace: bool) -> Steps[pq_abc.P
         pgconn.finish()
         raise
     pgconn.finish()
+    if message.endswith(UNEXPECTED_END) and parameter(address.params, os.environ, "sslnegotiation") == "direct":
+        message += " (sslnegotiation=direct needs PostgreSQL 17 or later, and few poolers know it)"
     return Refusal(scrub(message, telling(secrets_in(address.params, os.environ))), tuple(codes))
 
 
@@ -110,8 +121,8 @@ def telling(secrets: Iterable[str]) -> list[str]:
     return [secret for secret in secrets if secret.lower() not in words]
 
 
-def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline, codes: list[str]) -> Steps[str | None]:
-    """Drive the handshake of `pgconn`; return ``None`` when it is done, otherwise what went wrong.
+def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline, codes: list[str], address: Address) -> Steps[str | None]:
+    """Drive the handshake of `pgconn` with `address`; return ``None`` when it is done, otherwise what went wrong.
 
     Adds to `codes` the SQLSTATEs that could be seen on the way.
     """
@@ -125,5 +136,5 @@ def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline, codes: list[str]) ->
                 codes += peek(pgconn)
             status = pgconn.connect_poll()
         elif not deadline.remaining():
-            return TIMEOUT_MESSAGE
+            return f"{address.described}{TIMEOUT_MESSAGE}"
     return None if status == PollingStatus.OK else pgconn.error_message.decode(errors="replace").strip()

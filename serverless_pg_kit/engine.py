@@ -70,22 +70,27 @@ class Engine(Cleaning):
         isolation_level: IsolationLevel | None = None,
         read_only: bool | None = None,
         join: bool = True,
-        begin: Begins = True,
+        transaction: Begins = True,
     ) -> Scope:
         """Return a request to enter by ``with``; it acquires nothing before its `connection` is touched.
 
-        `begin` is for hosts that begin and end transactions by themselves. False gives the connection out idle.
-        ``"ahead"`` gives it out as if it were idle, and saves the round trip of psycopg's own BEGIN: one was sent
-        along, and is taken back if something else than a statement comes first (``conn.info`` tells of it). Whatever
-        is open at the end is committed or rolled back as usual. The other arguments, and errors, are those of
-        `request`; a request that is joined stays as it is.
+        With ``transaction=False`` the connection comes idle: whoever holds it begins and ends transactions by itself,
+        in psycopg's ways, and may set ``autocommit``. Everything else is done as for any request: the open proves that
+        the connection lives, takes the guard, raises the lease and sets the deadline's time-outs; the end resets the
+        session, after a transaction that was left open is committed, or rolled back after `Scope.fail`. It costs
+        a round trip at the begin and one at the end; `isolation_level` and `read_only` say nothing then. ``"ahead"``
+        saves the round trip of psycopg's own BEGIN: one is sent along with the open. A statement finds it, and whatever
+        else comes first takes it back and finds the connection idle (only ``conn.info`` tells of it). A request that
+        joins another takes what that one has.
+
+        The other arguments and errors are those of `request`.
         """
         outer = self._current.get()
         if outer is None or not outer.is_open:
-            return Scope(self, self._deadline(deadline), isolation_level, read_only, begin)
+            return Scope(self, self._deadline(deadline), isolation_level, read_only, transaction=transaction)
         if join:
             return JoinedScope(outer)
-        return Scope(self, self._inherited(outer, deadline), isolation_level, read_only, begin)
+        return Scope(self, self._inherited(outer, deadline), isolation_level, read_only, transaction=transaction)
 
     def _inherited(self, outer: Work, deadline: float | None) -> Deadline:
         return outer.deadline if deadline is None else self._deadline(deadline)

@@ -26,7 +26,7 @@ class WorkBase:
 
     `deadline` is the moment the request has to be done; `report` is what its end did, ``None`` until then;
     `committed` tells whether the server has confirmed its COMMIT: somebody who was interrupted may want to know.
-    `begun_by_hand` tells those of `Engine.connect`; `begins` is how the connection is given out.
+    `begun_by_hand` tells those of `Engine.connect`. `transaction` tells whether the engine begins its transaction.
     """
 
     __slots__ = (
@@ -39,13 +39,13 @@ class WorkBase:
         "_spoiled",
         "_tells_failure",
         "_wants_commit",
-        "begins",
         "begun_by_hand",
         "committed",
         "deadline",
         "isolation_level",
         "read_only",
         "report",
+        "transaction",
     )
 
     _make_lock: ClassVar[Any]
@@ -56,14 +56,15 @@ class WorkBase:
         deadline: Deadline,
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
-        begins: Begins = True,
+        *,
+        transaction: Begins = True,
     ) -> None:
         self.deadline: Deadline = deadline
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
+        self.transaction: Begins = transaction
         self.report: CleanReport | None = None
         self.committed: bool = False
-        self.begins: Begins = begins
         self.begun_by_hand: bool = False
         self._engine = engine
         self._lock = self._make_lock()
@@ -88,6 +89,11 @@ class WorkBase:
         return slot.ahead is not None or slot.conn.pgconn.transaction_status == TransactionStatus.IDLE
 
     @property
+    def is_direct(self) -> bool | None:
+        """Whether the connection's session is its own: False behind a pooler, ``None`` if there is no connection."""
+        return None if self._slot is None else self._slot.direct
+
+    @property
     def is_open(self) -> bool:
         """Whether the request goes on, in the process in which it began."""
         return self.report is None and self._process == processes.generation
@@ -96,13 +102,14 @@ class WorkBase:
         """Let the request end with a rollback, although no exception leaves it."""
         self._wants_commit = False
 
-    def respond(self, status: int) -> None:
+    def respond(self, status: int, *, rollback: bool | None = None) -> None:
         """Take account of the HTTP `status` of the request's answer.
 
-        500 and more roll back. 400 and more admit a failure: a transaction that has failed is then rolled back
-        silently instead of raising `TransactionFailed`.
+        500 and more roll back, unless `rollback` says what the status means. 400 and more admit a failure: a
+        transaction that has failed is then rolled back silently instead of raising `TransactionFailed`.
         """
-        self._wants_commit = self._wants_commit and status < 500
+        rolls_back = status >= 500 if rollback is None else rollback
+        self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
 
     def forgive(self) -> None:
@@ -118,6 +125,21 @@ class WorkBase:
         For a request that joined this one and failed: what it did must not be committed by halves.
         """
         self._spoiled = True
+
+    def resume(self) -> None:
+        """Be the engine's current request from now on, as inside a ``with`` block, until `suspend` or the end.
+
+        For hosts that do not call the whole of a request in one piece: a body is streamed after its view has returned.
+        """
+        if self._engine._current.get() is not self:
+            self._begin()
+
+    def suspend(self) -> None:
+        """Be the current request no longer, without ending: its connection stays its own."""
+        # Stored and not reset by token: the block may end in another context than it began in.
+        current = self._engine._current
+        if current.get() is self:
+            current.set(self._outer)
 
     def _begin(self) -> None:
         current = self._engine._current

@@ -14,6 +14,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from serverless_pg_kit import AsyncEngine, CommitUnknown, Engine, TransactionFailed
 from serverless_pg_kit.exchange import ExchangeTimeout
+from serverless_pg_kit.scope_base import Begins
 from serverless_pg_kit_sqlalchemy.lending import REQUEST, Adapters, check_arguments, dress
 from serverless_pg_kit_sqlalchemy.pool import ServerlessPgPool
 
@@ -27,7 +28,7 @@ class ServerlessPgDialect(PGDialect_psycopg):
         super().__init__(**options)
         self._kit = serverless_engine
         # An isolation level of the engine is set on each connection, which has to be idle for that.
-        self._begin = "ahead" if options.get("isolation_level") is None else False
+        self._transaction: Begins = "ahead" if options.get("isolation_level") is None else False
         self._adapters = Adapters(
             loads=options.get("json_deserializer"),
             dumps=options.get("json_serializer"),
@@ -64,7 +65,7 @@ class ServerlessPgDialect(PGDialect_psycopg):
     def connect(self, *args: Any, **arguments: Any) -> Any:
         """Begin a request on the kit's engine and return its connection, idle. Raises what that raises."""
         check_arguments(args, arguments)
-        request = self.kit.scope(join=False, begin=self._begin)
+        request = self.kit.scope(join=False, transaction=self._transaction)
         try:
             conn = request.connection
             dress(conn, request, self._adapters, arguments)
@@ -110,7 +111,7 @@ class ServerlessPgAsyncDialect(ServerlessPgDialect, PGDialectAsync_psycopg):
         check_arguments(args, arguments)
 
         async def begin() -> Any:
-            request = self.kit.scope(join=False, begin=self._begin)
+            request = self.kit.scope(join=False, transaction=self._transaction)
             try:
                 conn = await request.connection
                 dress(conn, request, self._adapters, arguments)

@@ -43,9 +43,9 @@ def traffic(engine: Engine, proxy: Proxy, use: Callable[[Any], object], **names:
 
 
 def test_idle(make_engine: Any, deadline: float | None) -> None:
-    """Without ``begin`` the connection is idle, and what is left open is committed like any request's."""
+    """With ``transaction=False`` the connection is idle, and what is left open is committed like any request's."""
     engine = make_engine()
-    scope = engine.scope(begin=False, deadline=deadline)
+    scope = engine.scope(transaction=False, deadline=deadline)
     assert scope.is_idle is False
     conn = scope.connection
     assert (conn.info.transaction_status, scope.is_idle) == (TransactionStatus.IDLE, True)
@@ -62,8 +62,8 @@ def test_idle(make_engine: Any, deadline: float | None) -> None:
 def test_idle_autocommit(make_engine: Any, deadline: float | None) -> None:
     """In autocommit all requests are idle, whatever they ask for."""
     engine = make_engine(autocommit=True)
-    for begin in (True, False, "ahead"):
-        with engine.scope(begin=begin, deadline=deadline) as scope:
+    for transaction in (True, False, "ahead"):
+        with engine.scope(transaction=transaction, deadline=deadline) as scope:
             assert scope.connection.info.transaction_status == TransactionStatus.IDLE
             assert scope.is_idle
 
@@ -79,9 +79,9 @@ def test_statement_finds_the_transaction(
         conn.execute("select 1", prepare=False)
         conn.commit()
 
-    counted = traffic(engine, proxy, use, begin="ahead", deadline=deadline)
+    counted = traffic(engine, proxy, use, transaction="ahead", deadline=deadline)
     assert (counted.exchanges, counted.flights) == (4, 4)
-    idle = traffic(engine, proxy, use, begin=False, deadline=deadline)
+    idle = traffic(engine, proxy, use, transaction=False, deadline=deadline)
     assert (idle.exchanges, idle.flights) == (5, 5)
     assert engine.stats.connects == 1
 
@@ -94,7 +94,7 @@ def test_nothing_was_asked_for(make_engine: Any, proxy: Proxy, server: PostgresS
         conn.commit()
         conn.rollback()
 
-    counted = traffic(engine, proxy, use, begin="ahead", deadline=deadline)
+    counted = traffic(engine, proxy, use, transaction="ahead", deadline=deadline)
     assert (counted.exchanges, counted.flights) == (2, 2)
     assert (engine.stats.commits, engine.stats.rollbacks, engine.stats.maintenance_failures) == (0, 0, 0)
 
@@ -113,8 +113,8 @@ def test_attributes_can_be_set(make_engine: Any, deadline: float | None) -> None
         conn.autocommit = True
         conn.execute("vacuum pg_class")
 
-    lent(engine, use, begin="ahead", deadline=deadline)
-    lent(engine, lambda conn: conn.execute("select 1"), begin="ahead", deadline=deadline)
+    lent(engine, use, transaction="ahead", deadline=deadline)
+    lent(engine, lambda conn: conn.execute("select 1"), transaction="ahead", deadline=deadline)
     assert engine.stats.connects == 1
 
 
@@ -127,7 +127,7 @@ def test_block_commits(make_engine: Any, superuser: Any, ledger: str, deadline: 
         conn.execute("insert into ledger values (2)")
         conn.rollback()
 
-    lent(make_engine(), use, begin="ahead", deadline=deadline)
+    lent(make_engine(), use, transaction="ahead", deadline=deadline)
     assert entries(superuser) == [1]
 
 
@@ -171,7 +171,7 @@ def test_every_statement_finds_it(
     with proxy.counting() as counted:
         for _ in range(2):
             del counted.queries[:]
-            lent(engine, use, begin="ahead", deadline=deadline)
+            lent(engine, use, transaction="ahead", deadline=deadline)
 
 
 def test_death_before_the_first_statement(make_engine: Any, superuser: Any, deadline: float | None) -> None:
@@ -185,19 +185,19 @@ def test_death_before_the_first_statement(make_engine: Any, superuser: Any, dead
         use(conn)
         conn.autocommit = True
 
-    lent(engine, use, begin="ahead", deadline=deadline)
+    lent(engine, use, transaction="ahead", deadline=deadline)
     with pytest.raises(psycopg.OperationalError):
-        lent(engine, reconfigure, begin="ahead", deadline=deadline)
-    lent(engine, lambda conn: conn.execute("select 1"), begin="ahead", deadline=deadline)
+        lent(engine, reconfigure, transaction="ahead", deadline=deadline)
+    lent(engine, lambda conn: conn.execute("select 1"), transaction="ahead", deadline=deadline)
     assert engine.stats.commit_failures == 0
 
 
 def test_dead_connection_is_replaced(make_engine: Any, superuser: Any, deadline: float | None) -> None:
     """A connection that died while it was idle is replaced before it is given out, whichever way it is."""
     engine = make_engine()
-    for begin in ("ahead", False):
-        lent(engine, lambda conn: kill(superuser, conn.info.backend_pid), begin=begin, deadline=deadline)
-        lent(engine, lambda conn: conn.execute("select 1"), begin=begin, deadline=deadline)
+    for transaction in ("ahead", False):
+        lent(engine, lambda conn: kill(superuser, conn.info.backend_pid), transaction=transaction, deadline=deadline)
+        lent(engine, lambda conn: conn.execute("select 1"), transaction=transaction, deadline=deadline)
 
 
 def test_idle_connection_is_guarded(make_engine: Any, deadline: float | None) -> None:
@@ -205,7 +205,7 @@ def test_idle_connection_is_guarded(make_engine: Any, deadline: float | None) ->
     engine = make_engine(lease=5)
     locks = "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()"
     for _ in range(7):
-        with engine.scope(begin=False, deadline=deadline) as scope:
+        with engine.scope(transaction=False, deadline=deadline) as scope:
             assert scope.connection.execute(locks).fetchone() == (1,)
             assert scope.connection.execute("show idle_session_timeout").fetchone() != ("5s",)
 

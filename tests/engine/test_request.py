@@ -95,6 +95,26 @@ def test_request_without_a_block(make_engine: Any, ledger: str, superuser: Any) 
     assert engine.stats.in_use == 0
 
 
+def test_request_that_is_suspended(make_engine: Any) -> None:
+    """A host that calls a request in several pieces makes it the current one for each; in between it is not."""
+    engine = make_engine()
+    scope = engine.scope()
+    for _ in range(2):
+        scope.resume()
+        scope.resume()
+        with engine.request() as conn:
+            assert conn is scope.connection
+        scope.suspend()
+        with pytest.raises(RuntimeError, match="no request is open"):
+            _ = engine.connection
+
+    scope.resume()
+    scope.end()
+    with pytest.raises(RuntimeError, match="no request is open"):
+        _ = engine.connection
+    assert (engine.stats.connects, engine.stats.commits, engine.stats.in_use) == (1, 1, 0)
+
+
 def test_context_that_outlives_its_request_starts_a_new_one(make_engine: Any) -> None:
     """A task that was begun inside a request and goes on after it gets a request of its own."""
     engine = make_engine()
@@ -191,6 +211,20 @@ def test_event_tells_why_a_request_was_rolled_back(
     with contextlib.suppress(TransactionFailed, ValueError):
         body(make_engine(on_event=events.append))
     assert [event.reason for event in events if isinstance(event, RolledBack)] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("status", "rollback", "kept"),
+    [(200, None, True), (404, None, True), (500, None, False), (409, True, False), (503, False, True)],
+)
+def test_status_decides(
+    make_engine: Any, superuser: Any, ledger: str, status: int, rollback: bool | None, kept: bool
+) -> None:
+    """The answer's status says how the request ends, unless the adapter says what it means."""
+    with make_engine().scope() as scope:
+        scope.connection.execute("insert into ledger values (1)")
+        scope.respond(status, rollback=rollback)
+    assert entries(superuser) == ([1] if kept else [])
 
 
 def test_scope_fail_rolls_back_silently(make_engine: Any, superuser: Any, ledger: str) -> None:
