@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from psycopg import IsolationLevel
 
 from serverless_pg_kit.base import EngineBase
+from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit.decisions.deadline import request_budget
 from serverless_pg_kit.engine import Engine
 from serverless_pg_kit.handlers import Injection, is_async, plan_injection, refuse_unfinished, status_of
@@ -61,6 +62,7 @@ def with_db(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    conninfo: Conninfo | Callable[..., Conninfo | None] | None = None,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
 def with_db(
     target: Any = None,
@@ -70,6 +72,7 @@ def with_db(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    conninfo: Conninfo | Callable[..., Conninfo | None] | None = None,
 ) -> Any:
     """Run a handler as one request: it commits on success, rolls back on failure, and cleans up.
 
@@ -82,7 +85,8 @@ def with_db(
 
     A dictionary with a ``statusCode`` of 500 or more rolls back. `deadline` is in seconds; ``None`` takes the remaining
     time of the context, the first argument with ``get_remaining_time_in_millis()``, less the setting
-    ``deadline_margin``; ``math.inf`` opts out. `isolation_level` and `read_only` are those of `Engine.request`.
+    ``deadline_margin``; ``math.inf`` opts out. `isolation_level`, `read_only` and `conninfo` are those of
+    `Engine.request`; `conninfo` may also be a callable that gets the handler's arguments and returns it.
 
     The decorated handler raises what `Engine.request` raises. Raises ``TypeError`` when decorating what is no handler.
     """
@@ -94,8 +98,9 @@ def with_db(
             deadline=deadline,
             isolation_level=isolation_level,
             read_only=read_only,
+            conninfo=conninfo,
         )
-    return _decorate(target, None, inject, deadline, isolation_level, read_only)
+    return _decorate(target, None, inject, deadline, isolation_level, read_only, conninfo)
 
 
 def _decorate(
@@ -105,9 +110,10 @@ def _decorate(
     deadline: float | None,
     isolation_level: IsolationLevel | None,
     read_only: bool | None,
+    conninfo: Conninfo | Callable[..., Conninfo | None] | None,
 ) -> Callable[..., Any]:
     plan = plan_injection(handler, inject)
-    options = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only}
+    options = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only, "conninfo": conninfo}
     if is_async(handler):
         if isinstance(engine, Engine):
             raise TypeError(f"{handler!r} is async: it needs an AsyncEngine, whose connections do not block")
@@ -125,7 +131,7 @@ def run_blocking(
     @functools.wraps(handler)
     def run(*args: Any, **kwargs: Any) -> Any:
         target = default_engine() if engine is None else engine
-        with target.scope(**with_budget(options, (*args, *kwargs.values()), target)) as scope:
+        with target.scope(**for_call(options, args, kwargs, target)) as scope:
             if plan.is_wanted(args, kwargs):
                 kwargs[plan.name] = scope.connection
             result = handler(*args, **kwargs)
@@ -144,7 +150,7 @@ def run_async(
     @functools.wraps(handler)
     async def run(*args: Any, **kwargs: Any) -> Any:
         target = default_async_engine() if engine is None else engine
-        async with target.scope(**with_budget(options, (*args, *kwargs.values()), target)) as scope:
+        async with target.scope(**for_call(options, args, kwargs, target)) as scope:
             if plan.is_wanted(args, kwargs):
                 kwargs[plan.name] = await scope.connection
             result = await handler(*args, **kwargs)
@@ -155,11 +161,17 @@ def run_async(
     return run
 
 
-def with_budget(options: Mapping[str, Any], arguments: tuple[Any, ...], engine: EngineBase) -> dict[str, Any]:
-    """Return `options` for a call with `arguments`: the context's remaining time is the deadline, unless one is set."""
-    if options["deadline"] is not None:
-        return dict(options)
-    return {**options, "deadline": context_budget(arguments, engine)}
+def for_call(
+    options: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], engine: EngineBase
+) -> dict[str, Any]:
+    """Return `options` for a call with these arguments: the context's remaining time is the deadline, unless one is
+    set, and a callable is asked for the `conninfo`."""
+    options, conninfo = dict(options), options["conninfo"]
+    if options["deadline"] is None:
+        options["deadline"] = context_budget((*args, *kwargs.values()), engine)
+    if callable(conninfo):
+        options["conninfo"] = conninfo(*args, **kwargs)
+    return options
 
 
 def context_budget(arguments: tuple[Any, ...], engine: EngineBase) -> float | None:

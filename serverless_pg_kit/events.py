@@ -107,6 +107,16 @@ class Retrying(Event):
     attempts: int
 
 
+class CredentialsRefreshed(Event):
+    """The server rejected what the setting ``credentials`` returned, so they were asked again, which took `seconds`.
+    `changed` tells whether they said something else; if so, it is tried at once."""
+
+    level = logging.INFO
+    counter = "credential_refreshes"
+    changed: bool
+    seconds: float
+
+
 class Replaying(Event):
     """A transaction failed for the time being and is run again after `delay` seconds; `attempts` have been made."""
 
@@ -328,6 +338,7 @@ class Stats(NamedTuple):
     connects: int = 0
     refusals: int = 0
     retries: int = 0
+    credential_refreshes: int = 0
     reuses: int = 0
     waits: int = 0
     failures: int = 0

@@ -16,6 +16,7 @@ from serverless_pg_kit import processes
 from serverless_pg_kit.announcer import logger
 from serverless_pg_kit.crowd import Crowd
 from serverless_pg_kit.hangup import hang_up
+from serverless_pg_kit.provider import failure_of, invalidate
 
 if TYPE_CHECKING:
     from serverless_pg_kit.base import EngineBase
@@ -29,8 +30,14 @@ engines: Crowd[EngineBase] = Crowd()
 
 
 def before_snapshot() -> None:
-    """Close the connections of all engines. Never raises: that would end the initialisation."""
+    """Close the connections of all engines, and have their secrets forgotten. Never raises: that would end the
+    initialisation."""
     hang_up(engines, "a snapshot is about to be taken")
+    for engine in engines:
+        try:
+            invalidate(engine.settings.credentials)
+        except Exception as error:
+            logger.warning("the cached secrets get into the snapshot: %s", failure_of("credentials.invalidate", error))
 
 
 def after_restore() -> None:
