@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +23,7 @@ from typing import Any
 
 import psycopg
 
-from runtime_api import RuntimeApi
-from serverless_pg_kit.testing import PostgresServer
+from serverless_pg_kit.testing import LambdaContainer, PostgresServer
 
 WAYS = {
     "no handler": "",
@@ -54,41 +52,45 @@ Times = tuple[float, float]
 
 def measure(way: str, server: PostgresServer, watcher: psycopg.Connection[Any], *, busy: bool, polls: bool) -> Times:
     """Start a function, signal it, and return how long it took."""
-    with tempfile.TemporaryDirectory() as folder, RuntimeApi() as api:
+    variables = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "DATABASE_URL": server.dsn,
+        "AWS_EXECUTION_ENV": f"AWS_Lambda_python{'3.13' if polls else '3.11'}",
+    }
+    with tempfile.TemporaryDirectory() as folder:
         Path(folder, "function.py").write_text(FUNCTION.format(way=WAYS[way]))
-        variables = {"PYTHONPATH": os.pathsep.join([folder, *sys.path]), "DATABASE_URL": server.dsn}
-        with api.start("function.handler", variables, polls=polls) as runtime:
-            bring(api, watcher, busy=busy)
-            return end(runtime, watcher)
+        with LambdaContainer("function.handler", folder=folder, environment=variables, timeout=60.0) as container:
+            bring(container, watcher, busy=busy)
+            return end(container, watcher)
 
 
-def bring(api: RuntimeApi, watcher: psycopg.Connection[Any], *, busy: bool) -> None:
+def bring(container: LambdaContainer, watcher: psycopg.Connection[Any], *, busy: bool) -> None:
     """Bring the function into the state in which it gets the signal."""
-    api.wait_until_idle()
     if busy:
-        api.send({"seconds": 30})
+        container.start_invocation({"seconds": 30})
         while not count(watcher, "state = 'active' and query like '%pg_sleep%'"):
             time.sleep(0.01)
     else:
-        api.invoke({"seconds": 0})
-        api.wait_until_idle()
+        container.invoke({"seconds": 0})
+        container.wait_until_idle()
         time.sleep(0.05)
 
 
-def end(runtime: subprocess.Popen[str], watcher: psycopg.Connection[Any]) -> Times:
+def end(container: LambdaContainer, watcher: psycopg.Connection[Any]) -> Times:
     """Signal the function and return how long it takes, infinity for what does not happen in time."""
     signs: dict[str, Callable[[], bool]] = {
         "gone": lambda: not count(watcher, "true"),
-        "ended": lambda: runtime.poll() is not None,
+        "ended": lambda: container.pid is None,
     }
     seen = dict.fromkeys(signs, float("inf"))
+    assert container.pid is not None
     started = time.perf_counter()
-    runtime.send_signal(signal.SIGTERM)
+    os.kill(container.pid, signal.SIGTERM)
     while time.perf_counter() - started < LEFT and float("inf") in seen.values():
         for name, is_seen in signs.items():
             if seen[name] == float("inf") and is_seen():
                 seen[name] = (time.perf_counter() - started) * 1000
-    runtime.kill()
+    container.close()
     while count(watcher, "true"):
         watcher.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
         time.sleep(0.01)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from serverless_pg_kit.aio.engine import AsyncEngine
 
 R = TypeVar("R")
+E = TypeVar("E", bound=EngineBase)
 
-_default_engine: Engine | None = None
-_default_async_engine: AsyncEngine | None = None
+_defaults: dict[type[EngineBase], Any] = {}
 _default_lock = threading.Lock()
 
 
@@ -30,11 +30,7 @@ def default_engine() -> Engine:
 
     Raises `SettingsError` if the environment holds a bad setting.
     """
-    global _default_engine
-    with _default_lock:
-        if _default_engine is None:
-            _default_engine = Engine()
-        return _default_engine
+    return _default(Engine)
 
 
 def default_async_engine() -> AsyncEngine:
@@ -42,13 +38,17 @@ def default_async_engine() -> AsyncEngine:
 
     Raises `SettingsError` if the environment holds a bad setting.
     """
-    global _default_async_engine
     from serverless_pg_kit.aio.engine import AsyncEngine
 
+    return _default(AsyncEngine)
+
+
+def _default(kind: type[E]) -> E:
     with _default_lock:
-        if _default_async_engine is None:
-            _default_async_engine = AsyncEngine()
-        return _default_async_engine
+        if kind not in _defaults:
+            _defaults[kind] = kind()
+        engine: E = _defaults[kind]
+        return engine
 
 
 @overload
@@ -62,6 +62,7 @@ def with_db(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    join: bool = True,
     conninfo: Conninfo | Callable[..., Conninfo | None] | None = None,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
 def with_db(
@@ -72,6 +73,7 @@ def with_db(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    join: bool = True,
     conninfo: Conninfo | Callable[..., Conninfo | None] | None = None,
 ) -> Any:
     """Run a handler as one request: it commits on success, rolls back on failure, and cleans up.
@@ -85,35 +87,28 @@ def with_db(
 
     A dictionary with a ``statusCode`` of 500 or more rolls back. `deadline` is in seconds; ``None`` takes the remaining
     time of the context, the first argument with ``get_remaining_time_in_millis()``, less the setting
-    ``deadline_margin``; ``math.inf`` opts out. `isolation_level`, `read_only` and `conninfo` are those of
-    `Engine.request`; `conninfo` may also be a callable that gets the handler's arguments and returns it.
+    ``deadline_margin``; ``math.inf`` opts out. `isolation_level`, `read_only`, `join` and `conninfo` are those of
+    `Engine.request`: with ``join=False`` a function that is called for each record of a batch commits on its own;
+    `conninfo` may also be a callable that gets the handler's arguments and returns it.
 
     The decorated handler raises what `Engine.request` raises. Raises ``TypeError`` when decorating what is no handler.
     """
+    options = {
+        "deadline": deadline,
+        "isolation_level": isolation_level,
+        "read_only": read_only,
+        "join": join,
+        "conninfo": conninfo,
+    }
     if target is None or isinstance(target, EngineBase):
-        return functools.partial(
-            _decorate,
-            engine=target,
-            inject=inject,
-            deadline=deadline,
-            isolation_level=isolation_level,
-            read_only=read_only,
-            conninfo=conninfo,
-        )
-    return _decorate(target, None, inject, deadline, isolation_level, read_only, conninfo)
+        return functools.partial(_decorate, engine=target, inject=inject, options=options)
+    return _decorate(target, None, inject, options)
 
 
 def _decorate(
-    handler: Callable[..., Any],
-    engine: EngineBase | None,
-    inject: str,
-    deadline: float | None,
-    isolation_level: IsolationLevel | None,
-    read_only: bool | None,
-    conninfo: Conninfo | Callable[..., Conninfo | None] | None,
+    handler: Callable[..., Any], engine: EngineBase | None, inject: str, options: Mapping[str, Any]
 ) -> Callable[..., Any]:
     plan = plan_injection(handler, inject)
-    options = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only, "conninfo": conninfo}
     if is_async(handler):
         if isinstance(engine, Engine):
             raise TypeError(f"{handler!r} is async: it needs an AsyncEngine, whose connections do not block")
@@ -177,7 +172,8 @@ def for_call(
 def context_budget(arguments: tuple[Any, ...], engine: EngineBase) -> float | None:
     """Return the seconds a request may take by the Lambda context among `arguments`; ``None`` if that is unknown."""
     for argument in arguments:
-        remaining: Any = getattr(argument, "get_remaining_time_in_millis", None)
+        context = getattr(argument, "lambda_context", argument)  # that of durable functions holds Lambda's
+        remaining: Any = getattr(context, "get_remaining_time_in_millis", None)
         milliseconds = remaining() if callable(remaining) else None
         if isinstance(milliseconds, (int, float)):
             return request_budget(milliseconds, engine.settings.deadline_margin)

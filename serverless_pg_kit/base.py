@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection, sql
 
@@ -21,6 +21,7 @@ from serverless_pg_kit.crowd import Crowd
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, read_census
 from serverless_pg_kit.decisions.deadline import Deadline, deadline_after
+from serverless_pg_kit.decisions.size import is_oversized, known_processes
 from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import (
     Closed,
@@ -30,8 +31,8 @@ from serverless_pg_kit.events import (
     Listener,
     Lost,
     MaintenanceFailed,
+    Oversized,
     Restarted,
-    Stats,
     Thawed,
 )
 from serverless_pg_kit.exchange import Answers
@@ -43,6 +44,9 @@ from serverless_pg_kit.settings import LISTENER, Settings, is_listener
 from serverless_pg_kit.slots import OUTDATED, Slot, Slots
 from serverless_pg_kit.sqlstate import TraceRation
 from serverless_pg_kit.target import Target, Targets, Tenant
+
+if TYPE_CHECKING:
+    from serverless_pg_kit.stats import Stats
 
 CENSUS_PAUSE = 1.0
 """Seconds, at least, before a census that the server refused is tried again."""
@@ -123,6 +127,8 @@ class EngineBase:
     @property
     def stats(self) -> Stats:
         """What happened in this process since the engine was made: a snapshot of counts and sums."""
+        from serverless_pg_kit.stats import Stats
+
         if self._slots.process != processes.generation:  # only a request may begin anew: this may be any thread
             return Stats()
         taken, idle = self._slots.taken, self._slots.idle
@@ -222,7 +228,15 @@ class EngineBase:
         census = read_census([int(value or 0) for value in row], self.settings.max_connections)
         slot.history.note_census(census, self._clock.dice())
         self._announce(Counted(census.used, census.fleet_used, census.room))
+        self._check_size(census.ceiling)
         return census
+
+    def _check_size(self, ceiling: int) -> None:
+        """Announce, once, that this process and its like could open more connections than the server has for them."""
+        processes, max_size = known_processes(os.environ), self.settings.max_size
+        if "size" not in self._told and processes is not None and is_oversized(processes, max_size, ceiling):
+            self._told.add("size")
+            self._announce(Oversized(processes, max_size, ceiling))
 
     def _lacks_prepared(self, slot: Slot, answers: Answers) -> bool:
         """Tell whether a message failed because the kit's prepared statements are gone: the user discarded them."""

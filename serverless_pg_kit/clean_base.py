@@ -78,7 +78,7 @@ class CleaningBase(EngineBase):
         """Return the routine of `slot` from now on: there is one while there is room."""
         if not self.settings.reset or not (lease is None or lease is slot.history.calm):
             return None
-        return plan_routine(slot, self.settings.statements, lease)
+        return plan_routine(slot, self.settings.statements, lease, self.settings.session)
 
     def _plan_sleep(self, slot: Slot) -> tuple[Lease | None, Lease | None]:
         """Return the lease for the sleep that follows, and that for what is still to be done before it; should the
@@ -119,6 +119,7 @@ class CleaningBase(EngineBase):
             reset=settings.reset,
             lease=None if lease is None else lease.seconds,
             now=now,
+            session=settings.session,
             census=self._census_message(slot) if is_due else "",
         )
 

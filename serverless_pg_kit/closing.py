@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from serverless_pg_kit.decisions.deadline import milliseconds
-from serverless_pg_kit.opening import standing_settings
+from serverless_pg_kit.opening import NOTHING, standing_settings
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.statements import Statements
 
@@ -31,14 +32,17 @@ def plan_close(
     reset: bool,
     lease: float | None,
     now: float,
+    session: Mapping[str, str] = NOTHING,
     census: str = "",
 ) -> Closing:
     """Return the close exchange of a connection that goes on, with COMMIT or without.
 
-    `lease` is in seconds, ``None`` sets none. `census` is the statement to end with; empty: none is due. `now` is
+    `lease` is in seconds, ``None`` sets none. `session` are the settings that every request starts from. `census` is
+    the statement to end with; empty: none is due. `now` is
     wall-clock seconds.
     """
     extras = [
+        *([statements.session(session, slot.pid)] if reset and slot.direct and session else []),
         *([statements.prepare(slot.pid)] if reset and slot.direct and wants_prepare(slot) else []),
         *keep_election(slot, statements, now, reset=reset),
     ]

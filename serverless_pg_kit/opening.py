@@ -20,6 +20,8 @@ PING = ";"
 CHAINING_VERSION = 120000
 """The first server that commits and begins anew in one statement."""
 
+NOTHING: Mapping[str, str] = {}
+
 LEASES_VERSION = 140000
 """The first server with ``idle_session_timeout`` and ``client_connection_check_interval``."""
 
@@ -39,38 +41,44 @@ def plan_open(
     *,
     reset: bool,
     ping: bool,
+    session: Mapping[str, str] = NOTHING,
     census: str = "",
 ) -> Opening:
     """Return the open exchange for a request with `remaining` seconds; notes in `slot` which settings it changes.
 
-    `mode` is that of the user's transaction, ``None`` in autocommit. `census` is the statement to ask a new connection
-    for; empty: none is due. `reset` is the setting. With `ping` something is sent in any case.
+    `mode` is that of the user's transaction, ``None`` if none is to begin. `session` are the settings that a new
+    connection starts from, and `census` the statement to ask it for; empty: none is due. `reset` is the setting. With
+    `ping` something is sent in any case.
     """
-    if slot.direct and reset and mode is not None:
-        return Opening(write_open(slot, statements, mode, request_settings(slot, remaining, is_autocommit=False)))
+    if slot.direct and reset and not slot.is_autocommit:
+        return Opening(write_open(slot, statements, mode, request_settings(slot, remaining)))
     begin = "" if mode is None else statements.begin(mode)
-    slot.changed = {} if slot.direct is False else request_settings(slot, remaining, is_autocommit=mode is None)
-    if slot.direct is False or (slot.direct and mode is None and not slot.changed):
+    slot.changed = {} if slot.direct is False else request_settings(slot, remaining)
+    if slot.direct is False or (slot.direct and slot.is_autocommit and not slot.changed):
         return Opening((begin or PING * ping).encode())
     if slot.direct and (reset or not slot.changed.keys() & set(slot.timeout_names)):
         return Opening(committed(statements.open(slot.pid, {**standing_settings(slot), **slot.changed}), begin, slot))
     first = statements.first_open(slot.pid, slot.changed, slot.server_version)
-    return Opening(committed("; ".join(filter(None, (census, first))), begin, slot), bool(census))
+    basis = statements.session(session, slot.pid)
+    return Opening(committed("; ".join(filter(None, (census, basis, first))), begin, slot), bool(census))
 
 
-def write_open(slot: Slot, statements: Statements, mode: TransactionMode, wanted: Mapping[str, int | str]) -> bytes:
+def write_open(
+    slot: Slot, statements: Statements, mode: TransactionMode | None, wanted: Mapping[str, int | str]
+) -> bytes:
     """Return the open exchange of a connection known to be direct, for a request that needs the settings `wanted`."""
     form = statements.prepared_open if slot.prepared else statements.open
-    return committed(form(slot.pid, {**standing_settings(slot), **wanted}), statements.begin(mode), slot)
+    begin = "" if mode is None else statements.begin(mode)
+    return committed(form(slot.pid, {**standing_settings(slot), **wanted}), begin, slot)
 
 
-def request_settings(slot: Slot, remaining: float, *, is_autocommit: bool) -> dict[str, int]:
+def request_settings(slot: Slot, remaining: float) -> dict[str, int]:
     """Return the settings, in milliseconds, that the session of `slot` lacks for a request with `remaining` seconds.
 
     The lease of an autocommit connection is never raised: nothing tells the server when its requests begin.
     """
     settings = shorter_timeouts(wanted_timeouts(remaining, slot.server_version), slot.own_timeouts)
-    if slot.lease is not None and not is_autocommit:
+    if slot.lease is not None and not slot.is_autocommit:
         raised = raised_lease(slot.lease, remaining)
         if raised is not None:
             settings["idle_session_timeout"] = raised

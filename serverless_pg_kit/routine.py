@@ -8,12 +8,13 @@ planned anew, by `opening.plan_open` and `closing.plan_close`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from serverless_pg_kit.closing import Closing, will_prepare, write_close
 from serverless_pg_kit.decisions.deadline import LEASE_MARGIN, LONGEST_TIMEOUT, timeout_values
 from serverless_pg_kit.decisions.lease import Lease
-from serverless_pg_kit.opening import Opening, write_open
+from serverless_pg_kit.opening import NOTHING, Opening, write_open
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.statements import Statements
 
@@ -39,8 +40,11 @@ class Routine(NamedTuple):
         return self.opening if remaining == math.inf else None
 
 
-def plan_routine(slot: Slot, statements: Statements, lease: Lease | None) -> Routine | None:
-    """Return the routine of `slot` under `lease`, ``None`` if its requests differ too much from each other.
+def plan_routine(
+    slot: Slot, statements: Statements, lease: Lease | None, session: Mapping[str, str] = NOTHING
+) -> Routine | None:
+    """Return the routine of `slot` under `lease`, ``None`` if its requests differ too much from each other. `session`
+    are the settings that each starts from.
 
     For connections that have settled: known to be direct, in use for a while, with time-outs of nobody else's.
     """
@@ -48,6 +52,7 @@ def plan_routine(slot: Slot, statements: Statements, lease: Lease | None) -> Rou
     if not has_settled or type(statements) is not Statements:  # other words may hold anything, a percent sign too
         return None
     seconds = None if lease is None else lease.seconds
+    basis = [statements.session(session, slot.pid)] if session else []
     timed = dict.fromkeys(slot.timeout_names, "%d")
     return Routine(
         lease,
@@ -55,5 +60,5 @@ def plan_routine(slot: Slot, statements: Statements, lease: Lease | None) -> Rou
         write_open(slot, statements, slot.mode, timed),
         (LONGEST_TIMEOUT / 1000 if seconds is None else seconds) - LEASE_MARGIN,
         slot.server_version,
-        write_close(slot, statements, [], commit=True, reset=True, lease=seconds),
+        write_close(slot, statements, basis, commit=True, reset=True, lease=seconds),
     )

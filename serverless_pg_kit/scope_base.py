@@ -20,7 +20,7 @@ class WorkBase:
 
     `deadline` is the moment the request has to be done; `report` is what its end did, ``None`` until then;
     `committed` tells whether the server has confirmed its COMMIT: somebody who was interrupted may want to know.
-    `begun_by_hand` tells those of `Engine.connect`.
+    `begun_by_hand` tells those of `Engine.connect`. `transaction` tells whether the engine begins its transaction.
     """
 
     __slots__ = (
@@ -40,6 +40,7 @@ class WorkBase:
         "isolation_level",
         "read_only",
         "report",
+        "transaction",
     )
 
     _make_lock: ClassVar[Any]
@@ -50,11 +51,14 @@ class WorkBase:
         deadline: Deadline,
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
+        *,
         tenant: Tenant | None = None,
+        transaction: bool = True,
     ) -> None:
         self.deadline: Deadline = deadline
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
+        self.transaction: bool = transaction
         self.report: CleanReport | None = None
         self.committed: bool = False
         self.begun_by_hand: bool = False
@@ -87,13 +91,14 @@ class WorkBase:
         """Let the request end with a rollback, although no exception leaves it."""
         self._wants_commit = False
 
-    def respond(self, status: int) -> None:
+    def respond(self, status: int, *, rollback: bool | None = None) -> None:
         """Take account of the HTTP `status` of the request's answer.
 
-        500 and more roll back. 400 and more admit a failure: a transaction that has failed is then rolled back
-        silently instead of raising `TransactionFailed`.
+        500 and more roll back, unless `rollback` says what the status means. 400 and more admit a failure: a
+        transaction that has failed is then rolled back silently instead of raising `TransactionFailed`.
         """
-        self._wants_commit = self._wants_commit and status < 500
+        rolls_back = status >= 500 if rollback is None else rollback
+        self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
 
     def forgive(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ LONGEST_NAME = 63
 """Bytes of an application name; the server cuts what is longer."""
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)  # written by hand below: made at import, it is dear
 class Settings:
     """All settings of an engine, checked when made. Times are seconds; 0 and ``None`` mean what they say.
 
@@ -117,6 +118,11 @@ class Settings:
     reset: bool = True
     """Whether session state (SET, role, temporary tables, advisory locks, ...) is undone between requests."""
 
+    session: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    """PostgreSQL's own settings that every request starts from in place of the server's defaults, such as
+    ``{"timezone": "UTC", "role": "app"}``. They travel with the first message of a connection and with each `reset`: no
+    round trip. Behind a pooler, whose sessions are not ours, they are not set."""
+
     pooler: Pooler = "auto"
     """The pooler between this process and the server: ``"pgbouncer"``, ``"rds-proxy"``, ``"supavisor"``, ``"neon"`` or
     ``"none"``. Through any of them nothing is done to sessions: no lease, guard, reset, census or prepared statement.
@@ -154,7 +160,14 @@ class Settings:
         shown["conninfo"] = self.parameters({}) if self.conninfo else ""
         if self.credentials is not None:  # the repr of a partial shows its arguments
             shown["credentials"] = name_of(self.credentials)
+        shown["session"] = sorted(self.session)  # not the values: row-level security may hang on them
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if isinstance(other, Settings) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **names: Any) -> Settings:
@@ -241,6 +254,18 @@ def name_of(value: object) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
+def is_session(value: object) -> bool:
+    """Tell whether `value` maps names of PostgreSQL's settings to texts."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str)
+        and re.fullmatch(r"[a-zA-Z_][\w$]*(\.[a-zA-Z_][\w$]*)*", name, re.ASCII)
+        and isinstance(text, str)
+        and "\0" not in text
+        and "\\" not in text
+        for name, text in value.items()
+    )
+
+
 def is_listener(value: object) -> bool:
     """Tell whether `value` can be called with an event, and does its work then: a coroutine function would not."""
     codes = (value, getattr(value, "__call__", None))  # noqa: B004 - its kind matters, not its presence
@@ -282,6 +307,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "down_ttl": (DURATION, is_duration),
     "hold_warning": (DURATION + ", or None", lambda value: value is None or is_duration(value)),
     "reset": ("True or False", lambda value: isinstance(value, bool)),
+    "session": ("texts without backslash, by the names of PostgreSQL's settings", is_session),
     "pooler": (
         "'auto', 'none', 'pgbouncer', 'rds-proxy', 'supavisor' or 'neon'",
         lambda value: value in ("auto", "none", "pgbouncer", "rds-proxy", "supavisor", "neon"),
@@ -306,7 +332,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def shown(name: str, value: object) -> str:
     """Return what an error may show of a bad `value`: not what could be a connection string with its password."""
-    if name in ("conninfo", "credentials") or (
+    if name in ("conninfo", "credentials", "session") or (
         isinstance(value, str) and any(sign in value for sign in ("@", "=", "://"))
     ):
         return f"a {type(value).__name__} that is not shown"
@@ -346,7 +372,7 @@ SWITCHES = {
 }
 TEXTS = ("conninfo", "application_name", "strategy", "pooler")
 COUNTS = ("max_size", "max_connections", "max_kills", "max_retries")
-NOT_TEXTUAL = ("credentials", "configure", "connection_class", "connect_rules", "statements", "on_event")
+NOT_TEXTUAL = ("credentials", "configure", "connection_class", "connect_rules", "session", "statements", "on_event")
 
 
 def read_text(name: str, text: str) -> object:

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 from serverless_pg_kit import processes
 from serverless_pg_kit.announcer import logger
 from serverless_pg_kit.crowd import Crowd
-from serverless_pg_kit.hangup import hang_up
-from serverless_pg_kit.provider import failure_of, invalidate
 
 if TYPE_CHECKING:
     from serverless_pg_kit.base import EngineBase
@@ -32,6 +30,9 @@ engines: Crowd[EngineBase] = Crowd()
 def before_snapshot() -> None:
     """Close the connections of all engines, and have their secrets forgotten. Never raises: that would end the
     initialisation."""
+    from serverless_pg_kit.hangup import hang_up  # few functions are ever copied
+    from serverless_pg_kit.provider import failure_of, invalidate
+
     hang_up(engines, "a snapshot is about to be taken")
     for engine in engines:
         try:

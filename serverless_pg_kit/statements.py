@@ -43,6 +43,9 @@ OWN_PATH = "SET LOCAL search_path TO pg_catalog, pg_temp"
 """Keeps operators and casts of a user's schema out of a longer statement of the kit, until the end of its transaction.
 Short ones name the schema of their operators instead, which costs the server less."""
 
+OWN_ROLE = "SET LOCAL ROLE NONE"
+"""Sees and ends the login role's sessions, whatever role the session starts from: another one may not be allowed to."""
+
 
 class Statements:
     """The messages of the engine. `pid` is always the one the server gave at connect (BackendKeyData).
@@ -130,6 +133,11 @@ class Statements:
         this transaction alone."""
         return f"pg_catalog.set_config('{name}', '{value}', {self.own_pid()} OPERATOR(pg_catalog.<>) {pid})"
 
+    def session(self, settings: Mapping[str, str], pid: int) -> str:
+        """Return what gives the session its own `settings`, texts by name; empty without any."""
+        wanted = [self.setting(name, value.replace("'", "''"), pid) for name, value in settings.items()]
+        return f"SELECT {', '.join(wanted)}" if wanted else ""
+
     def shorter(self, name: str, value: int | str, pid: int) -> str:
         """Return the expression that sets time-out `name`, unless the role or database already has a shorter one."""
         current = f"pg_catalog.current_setting('{name}')"
@@ -191,7 +199,7 @@ class Statements:
         roles' sessions; parallel workers and WAL senders, which take no slot, can be left out where they are seen.
         `fleet` is a literal.
         """
-        return f"""{OWN_PATH};
+        return f"""{OWN_PATH}; {OWN_ROLE};
 SELECT pg_catalog.current_setting('max_connections')::int,
        CASE WHEN r.rolsuper THEN 0 ELSE pg_catalog.current_setting('superuser_reserved_connections')::int END,
        CASE WHEN r.rolsuper OR coalesce(reserve.mine, false) THEN 0
@@ -229,7 +237,7 @@ WHERE r.rolname = session_user AND d.datname = pg_catalog.current_database() AND
         was elected; it holds the lock until the interval is over.
         """
         age = f"interval '{min_idle_seconds:.6f} seconds'"
-        return f"""{OWN_PATH};
+        return f"""{OWN_PATH}; {OWN_ROLE};
 WITH election AS MATERIALIZED (SELECT {self.election(fleet, interval)} AS key),
 cleaner AS MATERIALIZED (
   SELECT key, {f"pg_catalog.pg_try_advisory_lock({ELECTION_KEY}, key)" if interval else "true"} AS elected

@@ -89,7 +89,7 @@ def test_method_is_wrapped_in_its_class(engine: Engine) -> None:
 def test_bare_decorator_uses_one_engine_of_the_environment(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """``@with_db`` alone works with DATABASE_URL, and every handler of the process shares the engine."""
     monkeypatch.setenv("DATABASE_URL", server.dsn)
-    monkeypatch.setattr("serverless_pg_kit.aws_lambda._default_engine", None)
+    monkeypatch.setattr("serverless_pg_kit.aws_lambda._defaults", {})
 
     @with_db
     def bare(event: Any, context: Any, conn: psycopg.Connection[Any]) -> int:
@@ -272,6 +272,26 @@ def test_handler_inside_a_handler_joins_it(engine: Engine) -> None:
         return inner(event, context) is conn
 
     assert outer(EVENT, None)
+
+
+def test_handler_that_does_not_join(engine: Engine, superuser: Any, ledger: str) -> None:
+    """With `join=False` a decorated function commits or fails on its own, wherever it is called from."""
+
+    @with_db(engine, join=False)
+    def inner(event: Any, context: Any, conn: psycopg.Connection[Any]) -> None:
+        conn.execute("insert into ledger values (%s)", [event["n"]])
+        if event["n"] > 7:
+            raise LookupError("mine")
+
+    @with_db(engine)
+    def outer(event: Any, context: Any, conn: psycopg.Connection[Any]) -> None:
+        conn.execute("insert into ledger values (1)")
+        inner(event, context)
+        with pytest.raises(LookupError, match="mine"):
+            inner({"n": 8}, context)
+
+    outer(EVENT, None)
+    assert entries(superuser) == [1, 7]
 
 
 def test_bound_connection_of_a_partial_is_kept(engine: Engine) -> None:

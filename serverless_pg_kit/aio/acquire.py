@@ -82,7 +82,10 @@ class Acquiring(AcquiringBase):
         left = min(scope.deadline.at - started, self.settings.max_wait)
         is_queued = slot.direct is False  # a pooler lets BEGIN wait for one of its connections: that is no silence
         until = min(scope.deadline.at, started + open_seconds(is_fresh=is_queued, remaining=left))
-        return await self._open(slot, scope, Deadline(until, scope.deadline.now), until - started) is None
+        failure = await self._open(slot, scope, Deadline(until, scope.deadline.now), until - started)
+        if failure is not None and is_queued and scope.deadline.now() >= until:
+            raise self._no_pooled_turn(self._retry(scope, slot.target, started), failure)
+        return failure is None
 
     async def _open_fresh(self, scope: Work, retry: Retry) -> Slot:
         while True:
@@ -99,10 +102,11 @@ class Acquiring(AcquiringBase):
             outcome = await self._attempt(retry)
             if isinstance(outcome, Slot):
                 return outcome
-            if not await self._renew(retry, outcome):
-                await self._pause(retry, outcome)
+            await self._pause(retry, outcome)
 
     async def _pause(self, retry: Retry, failure: Failure) -> None:
+        if await self._renew(retry, failure):
+            return
         delay, said = retry.delay(failure), retry.last_word(failure)
         if delay is None:
             raise self._give_up(retry, said)
@@ -223,9 +227,9 @@ class Acquiring(AcquiringBase):
         except OperationalError as lost:
             slot.farewell = slot.farewell or lost.sqlstate or getattr(answers.error, "sqlstate", None)
             self._lose(slot, "open")
-            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE:
+            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE and slot.direct is not False:
                 self._condemn("a connection as old as this one lost its server in silence", slot.history)
-            return self._understand_loss(answers.error or lost)
+            return self._understand_loss(slot, answers.error or lost)
         except BaseException:
             self._drop(slot, "interrupted")
             raise
@@ -253,4 +257,4 @@ class Acquiring(AcquiringBase):
             raise error or OperationalError("the open exchange failed")
         slot.farewell = slot.farewell or error.sqlstate
         self._lose(slot, "open")
-        return self._understand_loss(error)
+        return self._understand_loss(slot, error)

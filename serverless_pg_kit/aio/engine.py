@@ -63,11 +63,11 @@ class AsyncEngine(Cleaning):
         outer = self._current.get()
         if outer is None or not outer.is_open:
             tenant = None if conninfo is None else self._tenant(conninfo)
-            return Request(self, self._deadline(deadline), isolation_level, read_only, tenant)
+            return Request(self, self._deadline(deadline), isolation_level, read_only, tenant=tenant)
         tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
         if join and outer._is_for(tenant):
             return JoinedRequest(outer)
-        return Request(self, self._inherited(outer, deadline), isolation_level, read_only, tenant)
+        return Request(self, self._inherited(outer, deadline), isolation_level, read_only, tenant=tenant)
 
     def scope(
         self,
@@ -77,19 +77,30 @@ class AsyncEngine(Cleaning):
         read_only: bool | None = None,
         join: bool = True,
         conninfo: Conninfo | None = None,
+        transaction: bool = True,
     ) -> Scope:
         """Return a request to enter by ``async with``; it acquires nothing before its `connection` is touched.
 
-        Arguments and errors are those of `request`.
+        With ``transaction=False`` the connection comes idle: whoever holds it begins and ends transactions by itself,
+        in psycopg's ways, and may set ``autocommit``. Everything else is done as for any request: the open proves that
+        the connection lives, takes the guard, raises the lease and sets the deadline's time-outs; the end resets the
+        session, after a transaction that was left open is committed, or rolled back after `Scope.fail`. It costs
+        a round trip at the begin and one at the end; `isolation_level` and `read_only` say nothing then. A request that
+        joins another takes what that one has.
+
+        The other arguments and errors are those of `request`.
         """
         outer = self._current.get()
         if outer is None or not outer.is_open:
             tenant = None if conninfo is None else self._tenant(conninfo)
-            return Scope(self, self._deadline(deadline), isolation_level, read_only, tenant)
+            return Scope(
+                self, self._deadline(deadline), isolation_level, read_only, tenant=tenant, transaction=transaction
+            )
         tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
         if join and outer._is_for(tenant):
             return JoinedScope(outer)
-        return Scope(self, self._inherited(outer, deadline), isolation_level, read_only, tenant)
+        until = self._inherited(outer, deadline)
+        return Scope(self, until, isolation_level, read_only, tenant=tenant, transaction=transaction)
 
     def _inherited(self, outer: Work, deadline: float | None) -> Deadline:
         return outer.deadline if deadline is None else self._deadline(deadline)
@@ -120,7 +131,7 @@ class AsyncEngine(Cleaning):
         while True:
             run += 1
             try:
-                async with Request(self, until, isolation_level, read_only, tenant) as conn:
+                async with Request(self, until, isolation_level, read_only, tenant=tenant) as conn:
                     return await work(conn)
             except Error as error:
                 delay = replay_delay(error, attempts=run, limit=attempts, dice=self._clock.dice())
@@ -153,7 +164,7 @@ class AsyncEngine(Cleaning):
             await self._abort(scope)
             scope = None
         if scope is None:
-            scope = Scope(self, self._deadline(deadline), None, None, tenant)
+            scope = Scope(self, self._deadline(deadline), None, None, tenant=tenant)
             scope.begun_by_hand = True
             conn = await scope.connection
             self._current.set(scope)
@@ -194,7 +205,7 @@ class AsyncEngine(Cleaning):
         if the server cannot tell, as behind a pooler.
         """
         tenant = None if conninfo is None else self._tenant(conninfo)
-        slot = await self._acquire(Scope(self, self._deadline(None), None, None, tenant))
+        slot = await self._acquire(Scope(self, self._deadline(None), None, None, tenant=tenant))
         slot.wants_census, slot.census, lease = True, None, None
         try:
             if slot.watch is not None:

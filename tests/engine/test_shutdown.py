@@ -5,20 +5,24 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from blocking import naked
-from programs import heard, program, roots
+from programs import heard, program
 from proxy import Proxy
 from support import eventually, is_working, sessions
 
-from runtime_api import PATIENCE, RuntimeApi
 from serverless_pg_kit import close_on_sigterm
-from serverless_pg_kit.testing import PostgresServer
+from serverless_pg_kit.testing import LambdaContainer, PostgresServer
+from serverless_pg_kit.testing.awslambda.api import RuntimeApi
+
+PATIENCE = 30.0
+"""Seconds to wait for a process before something is wrong."""
 
 FUNCTION = """
 import os
@@ -37,10 +41,20 @@ def handler(event, context, conn):
 
 
 @pytest.fixture
-def function(tmp_path: Path, variables: Mapping[str, str]) -> Mapping[str, str]:
-    """The environment of a runtime that finds the module ``function``."""
+def function(tmp_path: Path, variables: Mapping[str, str]) -> Iterator[Callable[..., LambdaContainer]]:
+    """Makes containers of the function above, which are closed at the end of the test."""
     (tmp_path / "function.py").write_text(FUNCTION)
-    return {**variables, "PYTHONPATH": roots(tmp_path)}
+    with ExitStack() as stack:
+
+        def make(polls: bool = False, **options: Any) -> LambdaContainer:
+            """With `polls` it waits for events in a thread, as from Python 3.12 on; otherwise in the main thread."""
+            runtime = {"AWS_EXECUTION_ENV": f"AWS_Lambda_python{'3.13' if polls else '3.11'}"}
+            container = LambdaContainer(
+                "function.handler", folder=tmp_path, environment={**variables, **runtime}, timeout=60.0, **options
+            )
+            return stack.enter_context(container)
+
+        yield make
 
 
 def is_gone(superuser: psycopg.Connection[Any], fleet: str) -> bool:
@@ -48,56 +62,52 @@ def is_gone(superuser: psycopg.Connection[Any], fleet: str) -> bool:
     return eventually(lambda: sessions(superuser, fleet) == [])
 
 
-def closings(process: subprocess.Popen[str]) -> list[str]:
-    """Return the reasons that the rest of what `process` says gives for closing connections."""
-    assert process.stdout is not None
-    return [line.split("reason='")[1].partition("'")[0] for line in process.stdout if line.startswith("Closed(")]
+def closings(lines: Iterable[str]) -> list[str]:
+    """Return the reasons that the rest of what a process says gives for closing connections."""
+    return [line.split("reason='")[1].partition("'")[0] for line in lines if line.startswith("Closed(")]
 
 
 @pytest.mark.parametrize("polls", [False, True])
-def test_idle_function(superuser: Any, fleet: str, function: Mapping[str, str], polls: bool) -> None:
+def test_idle_function(superuser: Any, fleet: str, function: Any, polls: bool) -> None:
     """An idle function closes its connections and ends, even if its main thread hangs in the runtime's C code."""
-    with RuntimeApi() as api, api.start("function.handler", function, polls=polls) as runtime:
-        api.wait_until_idle()
-        api.invoke({"seconds": 0})
-        api.wait_until_idle()
-        assert len(sessions(superuser, fleet)) == 1
-        runtime.send_signal(signal.SIGTERM)
+    container = function(polls)
+    container.invoke({"seconds": 0})
+    container.wait_until_idle()
+    assert len(sessions(superuser, fleet)) == 1
 
-        assert is_gone(superuser, fleet)
-        assert runtime.wait(timeout=PATIENCE) == 0
-        assert closings(runtime) == ["SIGTERM"]
+    assert container.shut_down(grace=PATIENCE) == 0
+    assert is_gone(superuser, fleet)
+    assert closings(container.log.splitlines()) == ["SIGTERM"]
 
 
 @pytest.mark.parametrize("polls", [False, True])
-def test_busy_function(superuser: Any, fleet: str, function: Mapping[str, str], polls: bool) -> None:
+def test_busy_function(superuser: Any, fleet: str, function: Any, polls: bool) -> None:
     """A statement that is running is cancelled, and its session ends, although the server does not look for us."""
-    with RuntimeApi() as api, api.start("function.handler", function, polls=polls) as runtime:
-        api.send({"seconds": 60})
-        assert eventually(lambda: is_working(superuser, fleet))
-        runtime.send_signal(signal.SIGTERM)
+    container = function(polls)
+    container.start_invocation({"seconds": 60})
+    assert eventually(lambda: is_working(superuser, fleet))
 
-        assert is_gone(superuser, fleet)
-        assert runtime.wait(timeout=PATIENCE) == 0
+    assert container.shut_down(grace=PATIENCE) == 0
+    assert is_gone(superuser, fleet)
 
 
-def test_function_is_an_extension(function: Mapping[str, str]) -> None:
+def test_function_is_an_extension(function: Any) -> None:
     """The function registers as an extension without events and reports as ready, before it asks for an event."""
-    with RuntimeApi() as api, api.start("function.handler", function):
-        api.wait_until_idle()
+    container = function()
+    container.start()
 
-        assert api.extensions == [{"name": "serverless-pg-kit", "events": []}]
-        assert eventually(lambda: "/2020-01-01/extension/event/next" in api.calls)
-        assert api.calls[0] == "/2020-01-01/extension/register"
+    assert container.extensions == [{"name": "serverless-pg-kit", "events": []}]
+    assert eventually(lambda: "/2020-01-01/extension/event/next" in container.calls)
+    assert container.calls[0] == "/2020-01-01/extension/register"
 
 
-def test_refused_extension_is_told(function: Mapping[str, str]) -> None:
+def test_refused_extension_is_told(function: Any) -> None:
     """A function that Lambda does not accept as an extension works all the same, and says what was said."""
-    with RuntimeApi(refuses_extensions=True) as api, api.start("function.handler", function) as runtime:
-        api.invoke({"seconds": 0})
+    container = function(refuses_extensions=True)
+    container.invoke({"seconds": 0})
 
-        refusal = 'status 403: {"errorType": "Extension.AlreadyRegistered"}'
-        assert heard(runtime).endswith(f"MaintenanceFailed(stage='extension', error='{refusal}')")
+    refusal = 'status 403: {"errorType": "Extension.AlreadyRegistered"}'
+    assert f"MaintenanceFailed(stage='extension', error='{refusal}')\n" in container.log
 
 
 REGISTERS_TWICE = """
@@ -125,7 +135,7 @@ def test_silent_extensions_api_is_not_waited_for(variables: Mapping[str, str], s
 
 def test_managed_instances_register_nothing(variables: Mapping[str, str]) -> None:
     """Where one environment has several processes, none of them registers."""
-    with RuntimeApi() as api:
+    with closing(RuntimeApi("")) as api:
         addresses = {"AWS_LAMBDA_RUNTIME_API": api.address, "AWS_LAMBDA_MAX_CONCURRENCY": "2"}
         with program(REGISTERS_TWICE, {**variables, **addresses}) as process:
             assert heard(process) == "done"
@@ -152,7 +162,7 @@ def test_several_engines(superuser: Any, fleet: str, variables: Mapping[str, str
         process.send_signal(signal.SIGTERM)
 
         assert process.wait(timeout=PATIENCE) == 0
-        assert closings(process) == ["SIGTERM"] * 2
+        assert closings(process.stdout or []) == ["SIGTERM"] * 2
         assert is_gone(superuser, fleet)
 
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 from programs import heard, program, roots
 from support import eventually, sessions
 
-from runtime_api import RuntimeApi
 from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.testing import LambdaContainer
 
 SNAPSTART = {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"}
 
@@ -42,24 +41,17 @@ def handler(event, context, conn):
 """
 
 
-@pytest.fixture
-def function(tmp_path: Path, variables: Mapping[str, str]) -> Mapping[str, str]:
-    """The environment of a runtime that finds the module ``function`` and takes a snapshot of it."""
-    (tmp_path / "function.py").write_text(FUNCTION)
-    return {**variables, **SNAPSTART, "PYTHONPATH": roots(tmp_path)}
-
-
-def test_snapshot_of_a_function(superuser: Any, fleet: str, function: Mapping[str, str]) -> None:
+def test_snapshot_of_a_function(superuser: Any, fleet: str, tmp_path: Path, variables: Mapping[str, str]) -> None:
     """When the snapshot is taken no session is left, idle or in use; after it, every engine connects anew.
 
     Hooks of the user's that use an engine run before the kit closes it, and after it began anew.
     """
-    with RuntimeApi() as api, api.start("function.handler", function):
-        assert api.frozen.wait(timeout=30)
+    (tmp_path / "function.py").write_text(FUNCTION)
+    with LambdaContainer("function.handler", folder=tmp_path, environment=variables, snap_start=True) as container:
+        container.take_snapshot()
         assert eventually(lambda: sessions(superuser, fleet) == [])
 
-        api.restore.set()
-        served, at_restore, *connects = api.invoke({})["body"]
+        served, at_restore, *connects = container.invoke({}, timeout=60)
         assert served == at_restore
         assert connects == [1, 1]  # of this copy
 
