@@ -159,14 +159,18 @@ def run_async(
 def for_call(
     options: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], engine: EngineBase
 ) -> dict[str, Any]:
-    """Return `options` for a call with these arguments: the context's remaining time is the deadline, unless one is
-    set, and a callable is asked for the `conninfo`."""
-    options, conninfo = dict(options), options["conninfo"]
-    if options["deadline"] is None:
-        options["deadline"] = context_budget((*args, *kwargs.values()), engine)
-    if callable(conninfo):
-        options["conninfo"] = conninfo(*args, **kwargs)
-    return options
+    """Return `options` for a call with these arguments: those of `with_budget`, and whose `conninfo` it is for."""
+    own = with_budget(options, (*args, *kwargs.values()), engine)
+    if callable(own["conninfo"]):
+        own["conninfo"] = own["conninfo"](*args, **kwargs)
+    return own
+
+
+def with_budget(options: Mapping[str, Any], arguments: tuple[Any, ...], engine: EngineBase) -> dict[str, Any]:
+    """Return `options` for a call with `arguments`: the context's remaining time is the deadline, unless one is set."""
+    if options["deadline"] is not None:
+        return dict(options)
+    return {**options, "deadline": context_budget(arguments, engine)}
 
 
 def context_budget(arguments: tuple[Any, ...], engine: EngineBase) -> float | None:
