@@ -275,7 +275,7 @@ class AcquiringBase(EngineBase):
 
     def _can_do_without(self, slot: Slot, opening: Opening, answers: Answers) -> bool:
         """Tell whether the open can be sent again without what failed in it: a census, or a prepared statement."""
-        if opening.census and answers.error is not None:
+        if opening.census and answers.error is not None and not answers.tables:  # the census comes first
             self._census_failed(slot, answers.error)
             return True
         return self._lacks_prepared(slot, answers)

@@ -78,6 +78,11 @@ class WorkBase:
         return self._slot is not None
 
     @property
+    def is_direct(self) -> bool | None:
+        """Whether the connection's session is its own: False behind a pooler, ``None`` if there is no connection."""
+        return None if self._slot is None else self._slot.direct
+
+    @property
     def is_open(self) -> bool:
         """Whether the request goes on, in the process in which it began."""
         return self.report is None and self._process == processes.generation
@@ -114,6 +119,21 @@ class WorkBase:
         For a request that joined this one and failed: what it did must not be committed by halves.
         """
         self._spoiled = True
+
+    def resume(self) -> None:
+        """Be the engine's current request from now on, as inside a ``with`` block, until `suspend` or the end.
+
+        For hosts that do not call the whole of a request in one piece: a body is streamed after its view has returned.
+        """
+        if self._engine._current.get() is not self:
+            self._begin()
+
+    def suspend(self) -> None:
+        """Be the current request no longer, without ending: its connection stays its own."""
+        # Stored and not reset by token: the block may end in another context than it began in.
+        current = self._engine._current
+        if current.get() is self:
+            current.set(self._outer)
 
     def _begin(self) -> None:
         current = self._engine._current
