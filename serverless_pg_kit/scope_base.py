@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from serverless_pg_kit.slots import Slot
+    from serverless_pg_kit.target import Tenant
 
 Begins: TypeAlias = 'bool | Literal["ahead"]'
 """Whether a connection is given out inside a transaction: True, or False for an idle one. ``"ahead"``: for one that
@@ -38,6 +39,7 @@ class WorkBase:
         "_slot",
         "_spoiled",
         "_tells_failure",
+        "_tenant",
         "_wants_commit",
         "begun_by_hand",
         "committed",
@@ -57,6 +59,7 @@ class WorkBase:
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
         *,
+        tenant: Tenant | None = None,
         transaction: Begins = True,
     ) -> None:
         self.deadline: Deadline = deadline
@@ -67,6 +70,7 @@ class WorkBase:
         self.committed: bool = False
         self.begun_by_hand: bool = False
         self._engine = engine
+        self._tenant = tenant
         self._lock = self._make_lock()
         self._process = processes.generation
         self._slot: Slot | None = None
@@ -97,6 +101,11 @@ class WorkBase:
     def is_open(self) -> bool:
         """Whether the request goes on, in the process in which it began."""
         return self.report is None and self._process == processes.generation
+
+    def _is_for(self, tenant: Tenant | None) -> bool:
+        """Tell whether the request is for `tenant`, too."""
+        own = self._tenant
+        return own is tenant or (own is not None and tenant is not None and own.target is tenant.target)
 
     def fail(self) -> None:
         """Let the request end with a rollback, although no exception leaves it."""
