@@ -48,7 +48,7 @@ class Busy:
 @SYNC_ONLY
 def test_threads(make_engine: Any, superuser: Any, ledger: str) -> None:
     """200 sessions in 20 threads on five backends: all succeed, and each is alone in its transaction."""
-    kit = make_engine(max_size=BACKENDS)
+    kit = make_engine(max_size=BACKENDS, max_wait=60)
     engine, busy = create_engine(kit), Busy()
 
     def serve(number: int) -> None:
@@ -70,7 +70,7 @@ def test_threads(make_engine: Any, superuser: Any, ledger: str) -> None:
 
 def test_tasks(server: PostgresServer, fleet: str, superuser: Any, ledger: str) -> None:
     """200 tasks on five backends: all succeed, and each is alone in its transaction."""
-    kit = AsyncEngine(conninfo=server.dsn, application_name=fleet, max_size=BACKENDS)
+    kit = AsyncEngine(conninfo=server.dsn, application_name=fleet, max_size=BACKENDS, max_wait=60)
     engine, busy = create_async_engine(kit), Busy()
 
     async def serve(number: int) -> None:
@@ -133,7 +133,7 @@ def test_cancelled_task(server: PostgresServer, fleet: str, superuser: Any, ledg
 @SYNC_ONLY
 def test_collected_connection_comes_back(make_engine: Any, superuser: Any, ledger: str) -> None:
     """A connection that nobody closed is rolled back and given back when it is collected."""
-    kit = make_engine(max_size=1, max_wait=5)
+    kit = make_engine(max_size=1, max_wait=30)
     engine = create_engine(kit)
     lost: sa.Connection | None = engine.connect()
     assert lost is not None
@@ -148,7 +148,7 @@ def test_collected_connection_comes_back(make_engine: Any, superuser: Any, ledge
 @pytest.mark.parametrize("ends", ["in a loop", "without one"])
 def test_collected_async_connection(server: PostgresServer, fleet: str, superuser: Any, ends: str) -> None:
     """An async connection that nobody closed frees its place when it is collected. SQLAlchemy warns of it."""
-    kit = AsyncEngine(conninfo=server.dsn, application_name=fleet, max_size=1, max_wait=5)
+    kit = AsyncEngine(conninfo=server.dsn, application_name=fleet, max_size=1, max_wait=30)
     engine = create_async_engine(kit)
 
     async def lose() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -39,6 +39,16 @@ def fragile_server() -> Iterator[PostgresServer]:
     """A server of one's own, to be restarted."""
     with PostgresServer() as running:
         yield running
+
+
+@contextmanager
+def full(server: PostgresServer) -> Iterator[None]:
+    """Take every slot that an ordinary role can reach."""
+    with ExitStack() as slots:
+        with suppress(psycopg.OperationalError):
+            while True:
+                slots.enter_context(psycopg.connect(server.dsn))
+        yield
 
 
 def check_works(stage: Stage) -> None:
@@ -147,12 +157,10 @@ def test_restart_between_and_during(make: Make, fragile_server: PostgresServer) 
 
 def test_full_server(make: Make, tiny_server: PostgresServer) -> None:
     """Without a free slot ``connect()`` raises ``OperationalError`` after `max_wait`; with one it is served."""
-    stage = make(conninfo=tiny_server.dsn, max_wait=0.5)
+    stage = make(conninfo=tiny_server.dsn, max_wait=2)
 
     def work() -> None:
-        with ExitStack() as slots:
-            for _ in range(5):
-                slots.enter_context(psycopg.connect(tiny_server.dsn))
+        with full(tiny_server):
             with pytest.raises(sa.exc.OperationalError, match=r"too many|slots") as caught:
                 stage.engine.connect()
             assert isinstance(caught.value.orig, TooManyConnections)
@@ -164,12 +172,10 @@ def test_full_server(make: Make, tiny_server: PostgresServer) -> None:
 
 def test_full_server_during(make: Make, tiny_server: PostgresServer) -> None:
     """A session in progress keeps its connection while the server is full."""
-    stage = make(conninfo=tiny_server.dsn, max_wait=0.3)
+    stage = make(conninfo=tiny_server.dsn, max_wait=2)
 
     def work() -> None:
-        with stage.engine.connect() as conn, ExitStack() as slots:
-            for _ in range(4):
-                slots.enter_context(psycopg.connect(tiny_server.dsn))
+        with stage.engine.connect() as conn, full(tiny_server):
             assert conn.scalar(sa.text("select 1")) == 1
             with pytest.raises(sa.exc.OperationalError):
                 stage.engine.connect()
@@ -180,7 +186,7 @@ def test_full_server_during(make: Make, tiny_server: PostgresServer) -> None:
 
 def test_all_connections_in_use(make: Make) -> None:
     """Connections at once are backends of their own; beyond `max_size` one waits for `max_wait` and raises."""
-    stage = make(max_size=2, max_wait=0.3)
+    stage = make(max_size=2, max_wait=2)
 
     def work() -> None:
         with stage.engine.connect() as one, stage.engine.connect() as other:

@@ -103,7 +103,7 @@ def test_settings_of_the_environment(server: PostgresServer, monkeypatch: pytest
     """Settings are those of the kit's engine, wherever it has them from."""
     monkeypatch.setenv("DATABASE_URL", server.dsn)
     monkeypatch.setenv("SERVERLESS_PG_MAX_SIZE", "1")
-    monkeypatch.setenv("SERVERLESS_PG_MAX_WAIT", "0.1")
+    monkeypatch.setenv("SERVERLESS_PG_MAX_WAIT", "1")
     monkeypatch.setenv("SERVERLESS_PG_APPLICATION_NAME", "from env")
     engine = create_engine(Engine())
     with engine.connect() as conn:
