@@ -6,7 +6,7 @@
 Every container is a Lambda function of its own, AWS's runtime client (``awslambdaric``) with the example's site behind
 apig-wsgi, frozen between invocations. All begin at once. Each is invoked again and again, with a pause of up to
 ``--think`` seconds in between: two reads and an order, taken in turns. An invocation fails if it answers 500 or more,
-runs into its time limit (10 s) or ends its process. Starting Django is not measured, but every container's first connect is.
+runs into its time limit (10 s) or ends its process. Starting Django is not measured, the first connect is.
 
 Contestants: ``kit`` (``ENGINE = "serverless_pg_kit_django"``, its defaults), ``keep`` (Django's own backend with
 ``CONN_MAX_AGE=None``), ``close`` (with ``CONN_MAX_AGE=0``) and ``pool`` (with ``OPTIONS["pool"] = True``; needs
