@@ -264,6 +264,19 @@ def test_deployment_fits_the_code(container: LambdaContainer, way: str) -> None:
     assert routes == served | {("GET", "/openapi")}
 
 
+def test_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret goes before IAM, IAM before the connection string; nothing is asked of AWS before it is needed."""
+    choose = importlib.import_module("logistics_powertools.database").credentials
+    iam = {"DATABASE_HOST": "db.example", "DATABASE_USER": "app", "DATABASE_PORT": "5433"}
+    assert choose({"DATABASE_SECRET": "", "DATABASE_HOST": ""}) is None
+    assert repr(choose(iam)) == "rds_iam(host='db.example', user='app', port=5433)"
+    assert repr(choose({**iam, "DATABASE_SECRET": "logistics/database"})) == "secrets_manager('logistics/database')"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "made up")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    assert "Action=connect&DBUser=app" in choose(iam)()["password"]
+
+
 def test_one_command_starts_it() -> None:
     """``python -m logistics_powertools.local`` serves the API on this machine until Ctrl-C."""
     command = [sys.executable, "-m", "logistics_powertools.local", "0"]
