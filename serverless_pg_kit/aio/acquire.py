@@ -12,6 +12,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
+from serverless_pg_kit.aio.ahead import Ahead
 from serverless_pg_kit.aio.line import Line
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import Bell, asked, completed, drive, elsewhere, pause
@@ -66,6 +67,8 @@ class Acquiring(AcquiringBase):
             raise
         if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
+        if scope.transaction == "ahead" and not slot.conn.autocommit:
+            slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
     async def _wait_in_line(self, retry: Retry) -> Slot | None:
