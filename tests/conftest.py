@@ -19,7 +19,7 @@ from serverless_pg_kit.testing import PostgresServer
 
 MakeEngine = Callable[..., Engine]
 
-FRAMEWORKS: dict[str, str] = {}
+FRAMEWORKS: dict[str, str] = {"asgi": "fastapi"}
 """Which module the tests in a folder of ``integrations`` need. tox gives every framework environments of its own."""
 
 collect_ignore = [

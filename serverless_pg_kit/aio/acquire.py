@@ -59,7 +59,9 @@ class Acquiring(AcquiringBase):
                 slot.line.close()
             self._slots.give_back(None)
             raise
-        if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
+        is_watched = scope.deadline.at < math.inf or self.settings.hold_warning is not None
+        is_watched = True  # async only - any task may be cancelled, and more than once
+        if is_watched:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
         return slot
 
