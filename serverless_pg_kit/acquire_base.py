@@ -15,10 +15,11 @@ from serverless_pg_kit.connect import Refusal
 from serverless_pg_kit.conninfo import ConnParams, complete, parameter
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
 from serverless_pg_kit.decisions.deadline import Deadline, attempt_seconds, open_seconds
-from serverless_pg_kit.decisions.pooler import pooler_of
+from serverless_pg_kit.decisions.pooler import NO_TURN, NO_TURN_ADVICE, could_be_pid, pooler_of
+from serverless_pg_kit.decisions.replay import is_fatal
 from serverless_pg_kit.errors import AcquireTimeout, ServerlessPgError
 from serverless_pg_kit.events import Connected, Down, GaveUp, PoolerDetected, Refused, Reused
-from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.opening import Opening, introduce, plan_open
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope_base import WorkBase
@@ -86,6 +87,11 @@ class AcquiringBase(EngineBase):
         )
         return self._gave_up(AcquireTimeout(text, waited=waited), retry)
 
+    def _no_pooled_turn(self, retry: Retry, failure: Failure) -> ServerlessPgError:
+        """Return the error of a request for whose `failure` a pooler took all the time there was."""
+        retry.note(retry.waited)
+        return self._give_up(retry, failure)
+
     def _gave_up(self, error: ServerlessPgError, retry: Retry) -> ServerlessPgError:
         self._announce(GaveUp(type(error).__name__, retry.waited, retry.attempts))
         return error
@@ -133,6 +139,8 @@ class AcquiringBase(EngineBase):
         pooler = pooler_of(self.settings.pooler, conn.pgconn.host.decode())
         if pooler is not None:
             self._leave_alone(slot, f"{pooler}, by its host name" if self.settings.pooler == "auto" else pooler)
+        elif not could_be_pid(slot.pid):
+            self._leave_alone(slot, "the pid at connect is no server's own")
         return slot
 
     def _leave_alone(self, slot: Slot, how: str) -> None:
@@ -212,14 +220,18 @@ class AcquiringBase(EngineBase):
             return True
         return self._lacks_prepared(slot, answers)
 
-    def _understand_loss(self, error: Error) -> Failure:
+    def _understand_loss(self, slot: Slot, error: Error) -> Failure:
         """Return the failure that a new connection is which was lost before its first statement.
 
-        A pooler may refuse as late as this, in the answer to the first message.
+        A pooler may refuse as late as this, in the answer to the first message; or it has no turn for it. An error that
+        is none of the connection's may have come before the loss: it decides nothing.
         """
+        if isinstance(error, ExchangeTimeout) and slot.direct is False:
+            return Failure(FailureKind.POOLER_FULL, NO_TURN, advice=NO_TURN_ADVICE)
         text = str(error).strip() or "no reason given"
         failure = classify(text, [error.sqlstate] if error.sqlstate else [], self.settings.connect_rules)
-        kind = failure.kind if failure.kind.retryable else FailureKind.NETWORK
+        is_said = failure.kind.retryable or is_fatal(error)
+        kind = failure.kind if is_said else FailureKind.NETWORK
         return failure._replace(kind=kind, message=f"lost before the first statement: {text}")
 
 

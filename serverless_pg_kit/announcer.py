@@ -9,17 +9,24 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from serverless_pg_kit.events import Event, Listener, Reaped, Stats
+from serverless_pg_kit.events import Event, Listener, Reaped
+
+if TYPE_CHECKING:
+    from serverless_pg_kit.stats import Stats
 
 logger: logging.Logger = logging.getLogger("serverless_pg_kit")
 
 SLOW = 0.1
 """Seconds above which a listener is reported, once: its request waits for it."""
 
-SUMS = ("killed", *(name for name, value in Stats._field_defaults.items() if isinstance(value, float)))
-"""The fields of `Stats` that grow by more than one at a time."""
+KINDS = Event.__subclasses__()
+COUNTERS = frozenset(kind.counter for kind in KINDS if kind.counter)
+"""The fields of `Stats` that grow by one at a time."""
+
+TOTALS = frozenset(kind.total for kind in KINDS if kind.total)
+"""Those that sum up seconds."""
 
 
 class Announcer:
@@ -44,9 +51,9 @@ class Announcer:
         self._lock = threading.RLock()
         # A step of an iterator is one operation to the interpreter: it needs no lock, which would cost four times as
         # much. Reading takes a step, too.
-        self._steps = {name: itertools.count() for name in Stats._fields if name not in SUMS}
+        self._steps = {name: itertools.count() for name in COUNTERS}
         self._readings = 0
-        self._sums: dict[str, Any] = {name: Stats._field_defaults[name] for name in SUMS}
+        self._sums: dict[str, Any] = {"killed": 0, **dict.fromkeys(TOTALS, 0.0)}
 
     def add_listener(self, listener: Listener) -> None:
         """Give all further events to `listener`, too."""
@@ -83,6 +90,8 @@ class Announcer:
 
     def stats(self, **now: int) -> Stats:
         """Return the counts, with the numbers of connections and requests `now`."""
+        from serverless_pg_kit.stats import Stats  # a cold start need not pay for it
+
         with self._lock:
             counts = {name: next(steps) - self._readings for name, steps in self._steps.items()}
             self._readings += 1

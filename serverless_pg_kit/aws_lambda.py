@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from serverless_pg_kit.aio.engine import AsyncEngine
 
 R = TypeVar("R")
+E = TypeVar("E", bound=EngineBase)
 
-_default_engine: Engine | None = None
-_default_async_engine: AsyncEngine | None = None
+_defaults: dict[type[EngineBase], Any] = {}
 _default_lock = threading.Lock()
 
 
@@ -29,11 +29,7 @@ def default_engine() -> Engine:
 
     Raises `SettingsError` if the environment holds a bad setting.
     """
-    global _default_engine
-    with _default_lock:
-        if _default_engine is None:
-            _default_engine = Engine()
-        return _default_engine
+    return _default(Engine)
 
 
 def default_async_engine() -> AsyncEngine:
@@ -41,13 +37,17 @@ def default_async_engine() -> AsyncEngine:
 
     Raises `SettingsError` if the environment holds a bad setting.
     """
-    global _default_async_engine
     from serverless_pg_kit.aio.engine import AsyncEngine
 
+    return _default(AsyncEngine)
+
+
+def _default(kind: type[E]) -> E:
     with _default_lock:
-        if _default_async_engine is None:
-            _default_async_engine = AsyncEngine()
-        return _default_async_engine
+        if kind not in _defaults:
+            _defaults[kind] = kind()
+        engine: E = _defaults[kind]
+        return engine
 
 
 @overload

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection, sql
 
@@ -29,7 +29,6 @@ from serverless_pg_kit.events import (
     Lost,
     MaintenanceFailed,
     Restarted,
-    Stats,
     Thawed,
 )
 from serverless_pg_kit.exchange import Answers
@@ -39,6 +38,9 @@ from serverless_pg_kit.session import AnyConnection
 from serverless_pg_kit.settings import LISTENER, Settings, is_listener
 from serverless_pg_kit.slots import Slot, Slots
 from serverless_pg_kit.sqlstate import TraceRation
+
+if TYPE_CHECKING:
+    from serverless_pg_kit.stats import Stats
 
 CENSUS_PAUSE = 1.0
 """Seconds, at least, before a census that the server refused is tried again."""
@@ -107,6 +109,8 @@ class EngineBase:
     @property
     def stats(self) -> Stats:
         """What happened in this process since the engine was made: a snapshot of counts and sums."""
+        from serverless_pg_kit.stats import Stats
+
         if self._slots.process != processes.generation:  # only a request may begin anew: this may be any thread
             return Stats()
         taken, idle = self._slots.taken, self._slots.idle

@@ -15,7 +15,13 @@ def commit_answer(answers: Answers) -> CommitAnswer | None:
     """Return what the server answered to the COMMIT in a close message, or ``None`` if it did not come to that."""
     for result in answers:
         if result.status == ExecStatus.FATAL_ERROR:
-            return CommitAnswer(code=as_text(result.error_field(DiagnosticField.SQLSTATE)))
+            return CommitAnswer(
+                code=as_text(result.error_field(DiagnosticField.SQLSTATE)),
+                severity=as_text(  # poolers may send the latter only
+                    result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+                    or result.error_field(DiagnosticField.SEVERITY)
+                ),
+            )
         if result.command_status == b"COMMIT":
             return COMMITTED
         if result.command_status == b"ROLLBACK":

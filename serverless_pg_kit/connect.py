@@ -38,6 +38,12 @@ class Address(NamedTuple):
     params: ConnParams
     host: int
 
+    @property
+    def described(self) -> str:
+        """The beginning of a message about it, in libpq's words; empty for what libpq finds out by itself."""
+        name, port = self.params.get("host") or self.params.get("hostaddr"), self.params.get("port", "5432")
+        return f'connection to server at "{name}", port {port} failed: ' if name else ""
+
 
 def resolve(params: ConnParams, environ: Mapping[str, str], dice: Callable[[], float]) -> list[Address] | Refusal:
     """Return the addresses to try in order, or a `Refusal` if no host name resolves.
@@ -93,7 +99,7 @@ def attempt(address: Address, deadline: Deadline, trace: bool) -> Steps[pq_abc.P
     pgconn = PGconn.connect_start(address.params.conninfo().encode())
     try:
         with overheard(pgconn, trace) as codes:
-            message = yield from poll_connect(pgconn, deadline, codes)
+            message = yield from poll_connect(pgconn, deadline, codes, address)
         if message is None:
             pgconn.nonblocking = 1
             return pgconn
@@ -110,8 +116,8 @@ def telling(secrets: Iterable[str]) -> list[str]:
     return [secret for secret in secrets if secret.lower() not in words]
 
 
-def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline, codes: list[str]) -> Steps[str | None]:
-    """Drive the handshake of `pgconn`; return ``None`` when it is done, otherwise what went wrong.
+def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline, codes: list[str], address: Address) -> Steps[str | None]:
+    """Drive the handshake of `pgconn` with `address`; return ``None`` when it is done, otherwise what went wrong.
 
     Adds to `codes` the SQLSTATEs that could be seen on the way.
     """
@@ -125,5 +131,5 @@ def poll_connect(pgconn: pq_abc.PGconn, deadline: Deadline, codes: list[str]) ->
                 codes += peek(pgconn)
             status = pgconn.connect_poll()
         elif not deadline.remaining():
-            return TIMEOUT_MESSAGE
+            return f"{address.described}{TIMEOUT_MESSAGE}"
     return None if status == PollingStatus.OK else pgconn.error_message.decode(errors="replace").strip()

@@ -58,7 +58,7 @@ class Retry:
     def last_word(self, failure: Failure) -> Failure:
         """Return what was really said last: `failure`, unless time merely ran out in it after the server had answered
         earlier attempts. Remembers it."""
-        if self._heard is None or failure.message != TIMEOUT_MESSAGE:
+        if self._heard is None or TIMEOUT_MESSAGE not in failure.message:
             self._heard = failure
         return self._heard
 
@@ -82,7 +82,7 @@ class Retry:
 
 ADVICE = {
     FailureKind.CAPACITY: "raise max_wait, lower conn_utilization so that more stays free, or use a pooler",
-    FailureKind.POOLER_FULL: "raise the pooler's limit of clients, or max_wait",
+    FailureKind.POOLER_FULL: "raise the pooler's limits (of clients, of connections to the server), or max_wait",
     FailureKind.STARTING_UP: "the server was not ready; raise max_wait if it needs longer",
     FailureKind.NETWORK: "check host, port and network access, or raise max_wait",
     FailureKind.CREDENTIALS: "check user and password",
@@ -95,14 +95,15 @@ def connect_error(failure: Failure, waited: float, attempts: int) -> ServerlessP
     """Return the error for a `failure` after `attempts` that took `waited` seconds in all."""
     said = f"{failure.message} ({failure.code})" if failure.code else failure.message
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
-    text = f"after {waited:.2f} s and {tries}: {said}. To do: {ADVICE[failure.kind]}"
+    text = f"after {waited:.2f} s and {tries}: {said}. To do: {failure.advice or ADVICE[failure.kind]}"
     if failure.kind is FailureKind.CREDENTIALS:
         return CredentialsRejected(f"login refused {text}", reason=failure.message, code=failure.code)
     if not failure.kind.retryable:
         return ConnectRejected(f"connection refused for good {text}", reason=failure.message, code=failure.code)
     if failure.kind in (FailureKind.CAPACITY, FailureKind.POOLER_FULL):
+        what = "all connection slots are taken" if failure.kind is FailureKind.CAPACITY else "no place at the pooler"
         return TooManyConnections(
-            f"all connection slots are taken {text}",
+            f"{what} {text}",
             waited=waited,
             attempts=attempts,
             last_error=failure.message,

@@ -27,7 +27,7 @@ LONGEST_NAME = 63
 """Bytes of an application name; the server cuts what is longer."""
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)  # written by hand below: made at import, it is dear
 class Settings:
     """All settings of an engine, checked when made. Times are seconds; 0 and ``None`` mean what they say.
 
@@ -155,6 +155,12 @@ class Settings:
         shown["conninfo"] = self.parameters({}) if self.conninfo else ""
         shown["session"] = sorted(self.session)  # not the values: row-level security may hang on them
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if isinstance(other, Settings) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **names: Any) -> Settings:

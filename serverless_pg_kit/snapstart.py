@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from serverless_pg_kit import processes
 from serverless_pg_kit.announcer import logger
 from serverless_pg_kit.crowd import Crowd
-from serverless_pg_kit.hangup import hang_up
 
 if TYPE_CHECKING:
     from serverless_pg_kit.base import EngineBase
@@ -30,6 +29,8 @@ engines: Crowd[EngineBase] = Crowd()
 
 def before_snapshot() -> None:
     """Close the connections of all engines. Never raises: that would end the initialisation."""
+    from serverless_pg_kit.hangup import hang_up  # few functions are ever copied
+
     hang_up(engines, "a snapshot is about to be taken")
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from serverless_pg_kit import Engine, Statements
-from serverless_pg_kit.events import Stats
+from serverless_pg_kit.stats import Stats
 
 REAPER_AGE = 0.01
 """Seconds of idleness after which the reaper strikes."""

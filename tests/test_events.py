@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from serverless_pg_kit import events
-from serverless_pg_kit.events import Connected, Event, Stats
+from serverless_pg_kit.events import Connected, Event
+from serverless_pg_kit.stats import Stats
 
 KINDS = [kind for kind in Event.__subclasses__() if kind.__module__ == events.__name__]
 

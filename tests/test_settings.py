@@ -201,6 +201,13 @@ def test_bad_variable_is_refused_by_name(variable: str, text: str, said: str) ->
     assert said in str(caught.value)
 
 
+def test_settings_are_equal_by_their_values() -> None:
+    """Two objects that say the same are equal and serve as the same key; others are neither."""
+    one, same, other = Settings(max_wait=1.0), Settings(max_wait=1.0), Settings(max_wait=2.0)
+    assert (one == same, one == other, one == "max_wait=1.0") == (True, False, False)
+    assert {one: 1}[same] == 1
+
+
 def test_keywords_come_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Engine(name=...)` overrides the variable, and the other variables still count."""
     monkeypatch.setenv("SERVERLESS_PG_MAX_WAIT", "7")

@@ -89,7 +89,7 @@ def test_method_is_wrapped_in_its_class(engine: Engine) -> None:
 def test_bare_decorator_uses_one_engine_of_the_environment(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """``@with_db`` alone works with DATABASE_URL, and every handler of the process shares the engine."""
     monkeypatch.setenv("DATABASE_URL", server.dsn)
-    monkeypatch.setattr("serverless_pg_kit.aws_lambda._default_engine", None)
+    monkeypatch.setattr("serverless_pg_kit.aws_lambda._defaults", {})
 
     @with_db
     def bare(event: Any, context: Any, conn: psycopg.Connection[Any]) -> int:

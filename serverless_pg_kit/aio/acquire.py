@@ -83,7 +83,10 @@ class Acquiring(AcquiringBase):
         left = min(scope.deadline.at - started, self.settings.max_wait)
         is_queued = slot.direct is False  # a pooler lets BEGIN wait for one of its connections: that is no silence
         until = min(scope.deadline.at, started + open_seconds(is_fresh=is_queued, remaining=left))
-        return await self._open(slot, scope, Deadline(until, scope.deadline.now), until - started) is None
+        failure = await self._open(slot, scope, Deadline(until, scope.deadline.now), until - started)
+        if failure is not None and is_queued and scope.deadline.now() >= until:
+            raise self._no_pooled_turn(self._retry(scope, started), failure)
+        return failure is None
 
     async def _open_fresh(self, scope: Work, retry: Retry) -> Slot:
         while True:
@@ -189,9 +192,9 @@ class Acquiring(AcquiringBase):
         except OperationalError as lost:
             slot.farewell = slot.farewell or lost.sqlstate or getattr(answers.error, "sqlstate", None)
             self._lose(slot, "open")
-            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE:
+            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE and slot.direct is not False:
                 self._condemn("a connection as old as this one lost its server in silence")
-            return self._understand_loss(answers.error or lost)
+            return self._understand_loss(slot, answers.error or lost)
         except BaseException:
             self._drop(slot, "interrupted")
             raise
@@ -219,4 +222,4 @@ class Acquiring(AcquiringBase):
             raise error or OperationalError("the open exchange failed")
         slot.farewell = slot.farewell or error.sqlstate
         self._lose(slot, "open")
-        return self._understand_loss(error)
+        return self._understand_loss(slot, error)

@@ -35,23 +35,27 @@ class FailureKind(Enum):
 class Rule(NamedTuple):
     """One row: `kind` applies if the SQLSTATE is among `codes` or a line holds one of `texts` (lower case).
 
-    `max_retries` limits the retries for this row alone; ``None`` leaves them to the settings. A user's row with
-    `codes` has every attempt to connect traced (Linux only), which leaks about 5 kB each; `texts` cost nothing.
+    `max_retries` limits the retries for this row alone; ``None`` leaves them to the settings. `advice` is what the
+    error tells its reader to do, empty for that of the `kind`. A user's row with `codes` has every attempt to connect
+    traced (Linux only), which leaks about 5 kB each; `texts` cost nothing.
     """
 
     kind: FailureKind
     codes: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     max_retries: int | None = None
+    advice: str = ""
 
 
 class Failure(NamedTuple):
-    """A failed connect, understood: its class, the message without secrets, and the SQLSTATE if one could be had."""
+    """A failed connect, understood: its class, the message without secrets, the SQLSTATE if one could be had, and what
+    to do about it, where that is more than the class says."""
 
     kind: FailureKind
     message: str
     code: str | None = None
     max_retries: int | None = None
+    advice: str = ""
 
 
 NAME_RETRIES = 2
@@ -67,7 +71,57 @@ RULES: tuple[Rule, ...] = (
             "no password supplied",
             "no such user",  # PgBouncer
             "sasl authentication failed",  # PgBouncer
+            "password that was provided for the role",  # RDS Proxy, from its documentation, like the next two
+            "iam authentication failed for",
+            "has no credentials for the role",
         ),
+    ),
+    Rule(
+        FailureKind.PERMANENT,
+        texts=("certificate has expired", "certificate is not yet valid"),
+        advice="renew the server's certificate; if it is valid, set the clock of this machine",
+    ),
+    Rule(
+        FailureKind.PERMANENT,
+        texts=("self-signed certificate", "unable to get local issuer", "unable to get issuer"),
+        advice="no authority in sslrootcert has signed the server's certificate: give that of the authority that has",
+    ),
+    Rule(
+        FailureKind.PERMANENT,
+        texts=("does not match host name", "could not get server's host name"),
+        advice="the certificate is another host's: connect by a name that it is for, or get one for this name",
+    ),
+    Rule(
+        FailureKind.PERMANENT,
+        texts=("does not support ssl",),
+        advice="the server offers no TLS, and nothing was sent in plain text: turn TLS on there, or say"
+        " sslmode=disable if nobody can listen on the way",
+    ),
+    Rule(
+        FailureKind.PERMANENT,
+        texts=(
+            "ssl required",  # PgBouncer, like the next; its certificate may also be asked for
+            "tls connection required",
+            "requires tls connections",  # RDS Proxy, from its documentation, like the next
+            "only with ssl connections",
+            "esslrequired",  # Supavisor, from its source
+        ),
+        advice="the pooler takes only connections with TLS: say sslmode=require, or better verify-full",
+    ),
+    Rule(
+        FailureKind.PERMANENT,
+        texts=("not allowed in statement pooling mode",),  # PgBouncer
+        advice="a pooler in statement mode has no transactions: set autocommit=True, or let it share out whole"
+        " transactions (pool_mode = transaction)",
+    ),
+    Rule(
+        FailureKind.PERMANENT,
+        texts=(
+            "unsupported startup parameter",  # PgBouncer
+            "currently doesn't support the option",  # RDS Proxy, from its documentation
+        ),
+        advice="take the parameter out of the connection string (settings in `options` can be made the role's by ALTER"
+        " ROLE ... SET), or let the pooler ignore it (PgBouncer: ignore_startup_parameters)",
     ),
     Rule(
         FailureKind.PERMANENT,
@@ -77,8 +131,9 @@ RULES: tuple[Rule, ...] = (
             "no such database",  # PgBouncer
             "permission denied for database",
             "is not currently accepting connections",
+            "bouncer config error",  # PgBouncer, like the next
+            "no username supplied",
             "unrecognized configuration parameter",
-            "unsupported startup parameter",  # PgBouncer
             "unsupported frontend protocol",
             "certificate verify failed",
             "server certificate for",  # "... does not match host name"
@@ -96,11 +151,14 @@ RULES: tuple[Rule, ...] = (
             "invalid integer value",
             "definition of service",
             "authentication method requirement",  # require_auth
-            "endpoint id is not specified",  # Neon, from its source
-            "enotfound",  # Supavisor, from its source, like the next three
+            "endpoint id is not specified",  # Neon, from its source, like the next three
+            "is not allowed to connect to this endpoint",
+            "exceeded the compute time quota",
+            "exceeded the data transfer quota",
+            "enotfound",  # Supavisor, from its source, like the next two
             "ebanned",
-            "esslrequired",
             "einvaliduserinfo",
+            "user name is missing from the connection startup packet",  # RDS Proxy, from its documentation
         ),
     ),
     Rule(
@@ -113,31 +171,47 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
-        FailureKind.POOLER_FULL,
-        texts=(
-            "no more connections allowed",  # PgBouncer, like the next three
-            "client connections exceeded",
-            "query_wait_timeout",
-            "client_login_timeout",
-            "emaxconn",  # Supavisor, from its source, like the next two
-            "echeckouttimeout",
-            "max client connections reached",
-            "maxclientsinsessionmode",
-        ),
-    ),
-    Rule(
         FailureKind.STARTING_UP,
         codes=("57P03", "57P01", "57P02"),
         texts=(
             "the database system is",  # starting up, shutting down, in recovery mode, not (yet) accepting connections
-            "pooler is shutting down",  # PgBouncer, like the next
+            "pooler is shutting down",  # PgBouncer, like the next seven
             "server login has been failing",
+            "pgbouncer cannot connect to server",
+            "server conn crashed",
+            "server dns lookup failed",
+            "client_login_timeout (server down)",
+            "pause mode",
+            "database removed",
             "terminating connection due to administrator command",
             "couldn't connect to compute node",  # Neon, from its source, like the next
             "control plane request failed",
             "edbhandlerexited",  # Supavisor, from its source, like the next
             "epoolterminating",
         ),
+    ),
+    Rule(
+        FailureKind.POOLER_FULL,
+        texts=(
+            "no more connections allowed",  # PgBouncer, like the next four
+            "client connections exceeded",
+            "query_wait_timeout",
+            "client_login_timeout",
+            "bouncer resources exhaustion",
+            "emaxconn",  # Supavisor, from its source, like the next three
+            "echeckouttimeout",
+            "max client connections reached",
+            "maxclientsinsessionmode",
+            "waiting to acquire database connection",  # RDS Proxy, from its documentation, like the next three
+            "client connections to the proxy exceeded",
+            "rate of connection to proxy exceeded",
+            "too many competing requests",
+        ),
+    ),
+    Rule(
+        FailureKind.UNKNOWN,  # so that it is asked once a second at most
+        texts=("ecircuitbreaker",),  # Supavisor, from its source
+        advice="refused logins have opened the pooler's circuit breaker: check user and password, then wait",
     ),
     Rule(
         FailureKind.NETWORK,
@@ -159,6 +233,7 @@ RULES: tuple[Rule, ...] = (
             "could not receive data from server",
             "could not send",
             "ssl error: unexpected eof",
+            "eauthtimeout",  # Supavisor, from its source
             "ssl syscall error",
             "no such file or directory",  # the Unix socket of a server that is not up
             "temporary failure in name resolution",
@@ -171,13 +246,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         FailureKind.PERMANENT,
         codes=("28000", "53400"),
-        texts=("no pg_hba.conf entry", "does not exist", "does not support ssl", "authentication failed"),
+        texts=("no pg_hba.conf entry", "does not exist", "authentication failed"),
     ),
 )
 
-AMBIGUOUS = frozenset({"08P01", "XX000", "28000"})
-"""SQLSTATEs that say less than the words beside them: poolers send the first two for everything, and 28000 stands for
-a refused token as well as for a role that may not log in."""
+AMBIGUOUS = frozenset({"08P01", "XX000", "08000", "08006", "28000"})
+"""SQLSTATEs that say less than the words beside them: poolers send those of class 08 and XX000 for nearly everything,
+and 28000 stands for a refused token as well as for a role that may not log in."""
 
 
 def classify(message: str, codes: Sequence[str] = (), extra_rules: Sequence[Rule] = ()) -> Failure:
@@ -198,7 +273,7 @@ def classify(message: str, codes: Sequence[str] = (), extra_rules: Sequence[Rule
     code = codes[0] if codes else None
     if rule is None:
         return Failure(FailureKind.UNKNOWN, message, code)
-    return Failure(rule.kind, message, code, rule.max_retries)
+    return Failure(rule.kind, message, code, rule.max_retries, rule.advice)
 
 
 def most_telling(failures: Iterable[Failure]) -> Failure:

@@ -69,20 +69,27 @@ class Outcome(Enum):
 
 
 class CommitAnswer(NamedTuple):
-    """The server's answer to COMMIT itself: its command tag, or the SQLSTATE of its error, or neither."""
+    """The server's answer to COMMIT itself: its command tag, or SQLSTATE and severity of its error, or nothing."""
 
     tag: str | None = None
     code: str | None = None
+    severity: str | None = None
+
+
+POOLERS_LOSS = ("XX000", "FATAL")
 
 
 def commit_outcome(answer: CommitAnswer | None) -> Outcome:
     """Return what `answer` (``None``: there was none) says about the transaction.
 
     The tag COMMIT means committed, whatever follows. ROLLBACK without an error means that the transaction had failed
-    before. An error says that it was not committed, unless it is about the connection (class 08, or no SQLSTATE).
+    before. An error says that it was not committed, unless it is about the connection (class 08, or no SQLSTATE), or
+    the server panicked: what it had written may be found when it recovers. A pooler may report the loss of its server
+    as a FATAL internal error.
     """
     if answer is None:
         return Outcome.UNKNOWN
     if answer.tag is not None:
         return Outcome.COMMITTED if answer.tag == "COMMIT" else Outcome.FAILED
-    return Outcome.UNKNOWN if answer.code is None or answer.code.startswith("08") else Outcome.REJECTED
+    is_loss = answer.code is None or answer.code.startswith("08") or (answer.code, answer.severity) == POOLERS_LOSS
+    return Outcome.UNKNOWN if is_loss or answer.severity == "PANIC" else Outcome.REJECTED

@@ -1,4 +1,4 @@
-"""Whether a pooler stands between, as far as the name of the host tells. The pids tell the rest (`opening.introduce`).
+"""Whether a pooler stands between, as far as can be told without asking. The pids tell the rest (`opening.introduce`).
 
 A pooler shares the server's sessions out among its clients, so nothing may be left in them.
 """
@@ -16,6 +16,22 @@ HINTS: tuple[tuple[Pooler, str], ...] = (
     ("supavisor", r".+\.pooler\.supabase\.com"),
 )
 """Host names that providers give their poolers. Ports are no hint: 6432 and 6543 are habits, and the pids know."""
+
+
+LARGEST_PID = 2**22
+"""No server's own: Linux counts no further, other systems stop much earlier. Poolers that draw theirs at random, as
+PgBouncer does from all numbers of 32 bits, seldom stay below."""
+
+NO_TURN = "no connection of the pooler's to its server came free in time"
+NO_TURN_ADVICE = (
+    "raise the pooler's number of connections to the server (PgBouncer: default_pool_size) or max_wait, end"
+    " transactions sooner, and see whether the server behind the pooler is up"
+)
+
+
+def could_be_pid(pid: int) -> bool:
+    """Tell whether a server's own process may have the `pid` that was told at connect; otherwise it is a pooler's."""
+    return 0 < pid <= LARGEST_PID
 
 
 def pooler_of(pooler: Pooler, host: str) -> Pooler | None:

@@ -13,6 +13,12 @@ CONFLICTS = ("40001", "40P01")
 LOSSES = ("57P01", "57P02", "57P03", "57P05")
 """SQLSTATEs with which a server ends a session that did nothing wrong, because it or somebody wanted to stop."""
 
+FATAL = ("FATAL", "PANIC")
+"""Severities after which there is no session any more."""
+
+POOLERS_CODE = "XX000"
+"""SQLSTATE of an internal error, which some poolers send for everything: also for the loss of their own server."""
+
 REPLAY_BACKOFF = Backoff(0.01, 1.0)
 """Two that met in a conflict meet again if they begin again at the same time."""
 
@@ -32,7 +38,14 @@ def may_replay(error: Error) -> bool:
 def is_loss(error: Error) -> bool:
     """Tell whether `error` says that the connection was lost."""
     code = error.sqlstate
+    if code == POOLERS_CODE:
+        return is_fatal(error)
     return isinstance(error, OperationalError) and (code is None or code.startswith("08") or code in LOSSES)
+
+
+def is_fatal(error: Error) -> bool:
+    """Tell whether whoever sent `error` has ended the session with it."""
+    return (error.diag.severity_nonlocalized or error.diag.severity) in FATAL  # PgBouncer sends the latter only
 
 
 def replay_delay(error: Error, *, attempts: int, limit: int, dice: float) -> float | None:

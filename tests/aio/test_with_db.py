@@ -93,7 +93,7 @@ def test_sync_lambda_entry_runs_the_handler(engine: AsyncEngine) -> None:
 def test_bare_decorator_uses_one_async_engine(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """``@with_db`` alone takes the default engine that suits an async handler."""
     monkeypatch.setenv("DATABASE_URL", server.dsn)
-    monkeypatch.setattr("serverless_pg_kit.aws_lambda._default_async_engine", None)
+    monkeypatch.setattr("serverless_pg_kit.aws_lambda._defaults", {})
     bare, called = with_db(answer), with_db()(answer)
     try:
         assert [asyncio.run(bare(EVENT, None)), asyncio.run(called(EVENT, None))] == [7, 7]

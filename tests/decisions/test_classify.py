@@ -99,6 +99,118 @@ def test_pooler_codes_leave_the_decision_to_the_words() -> None:
     assert classify("FATAL:  query_wait_timeout", ["08P01"]).kind is FailureKind.POOLER_FULL
 
 
+# Recorded: of Supavisor and Neon from their sources, of RDS Proxy from its documentation. Not seen by these tests.
+SUPAVISOR = [
+    (
+        FailureKind.POOLER_FULL,
+        "XX000",
+        "(EMAXCONNSESSION) max clients reached in session mode - max clients are limited to pool_size: 15",
+    ),
+    (FailureKind.POOLER_FULL, "XX000", "(EMAXCONN) max client connections reached, limit: 200"),
+    (FailureKind.POOLER_FULL, "XX000", "Max client connections reached"),
+    (FailureKind.POOLER_FULL, "XX000", "(ECHECKOUTTIMEOUT) unable to check out connection from the pool after 15000ms"),
+    (FailureKind.STARTING_UP, "XX000", "(EPOOLTERMINATING) connection pool is terminating, please reconnect"),
+    (FailureKind.STARTING_UP, "XX000", "(EDBHANDLEREXITED) connection to database closed"),
+    (FailureKind.NETWORK, "08006", "(EAUTHTIMEOUT) authentication timeout, closing connection"),
+    (
+        FailureKind.UNKNOWN,
+        "XX000",
+        "(ECIRCUITBREAKER) too many authentication failures, new connections are temporarily blocked",
+    ),
+    (FailureKind.PERMANENT, "XX000", "(ENOTFOUND) tenant/user app.abcdefgh not found"),
+    (FailureKind.PERMANENT, "XX000", "(EBANNED) address is banned"),
+    (FailureKind.PERMANENT, "XX000", "(ESSLREQUIRED) SSL connection is required"),
+    (FailureKind.PERMANENT, "XX000", "(EINVALIDUSERINFO) no user name or project found"),
+    (FailureKind.CREDENTIALS, "28P01", 'password authentication failed for user "app"'),
+]
+NEON = [
+    (FailureKind.CREDENTIALS, "XX000", "password authentication failed for user 'app'"),
+    (FailureKind.STARTING_UP, "XX000", "Couldn't connect to compute node"),
+    (FailureKind.STARTING_UP, "XX000", "Control plane request failed"),
+    (FailureKind.CAPACITY, "XX000", "Too many connections to this endpoint"),
+    (
+        FailureKind.PERMANENT,
+        "XX000",
+        "Endpoint ID is not specified. Either please upgrade the postgres client library (libpq)",
+    ),
+    (FailureKind.PERMANENT, "XX000", "This IP address 192.0.2.1 is not allowed to connect to this endpoint."),
+    (FailureKind.PERMANENT, "XX000", "Your account or project has exceeded the compute time quota."),
+]
+RDS_PROXY = [
+    (FailureKind.POOLER_FULL, "08000", "Timed-out waiting to acquire database connection."),
+    (FailureKind.POOLER_FULL, None, "The maximum number of client connections to the proxy exceeded 1000."),
+    (FailureKind.POOLER_FULL, None, "Rate of connection to proxy exceeded 500."),
+    (FailureKind.POOLER_FULL, None, "The IAM authentication failed because of too many competing requests."),
+    (FailureKind.CREDENTIALS, None, "The password that was provided for the role app is wrong."),
+    (
+        FailureKind.CREDENTIALS,
+        None,
+        "The IAM authentication failed for the role app. Check the IAM token for this role and try again.",
+    ),
+    (
+        FailureKind.CREDENTIALS,
+        None,
+        "IAM authentication failed for user app. Check the IAM token for this user and try again.",
+    ),
+    (
+        FailureKind.CREDENTIALS,
+        None,
+        "This RDS proxy has no credentials for the role app. Check the credentials for this role and try again.",
+    ),
+    (FailureKind.PERMANENT, None, "IAM is allowed only with SSL connections."),
+    (FailureKind.PERMANENT, None, "This RDS Proxy requires TLS connections"),
+    (
+        FailureKind.PERMANENT,
+        None,
+        "A user name is missing from the connection startup packet. Provide a user name for this connection.",
+    ),
+    (FailureKind.PERMANENT, "0A000", "Feature not supported: RDS Proxy currently doesn't support the option geqo."),
+    (FailureKind.PERMANENT, None, 'Request returned an error: database "nope" does not exist'),
+]
+
+
+@pytest.mark.parametrize(("kind", "code", "words"), [*SUPAVISOR, *NEON, *RDS_PROXY])
+def test_recorded_words_of_poolers_decide(kind: FailureKind, code: str | None, words: str) -> None:
+    """Whatever SQLSTATE comes with them, and without one."""
+    assert classify(SERVER + words, [code] if code else []).kind is kind
+    assert classify(SERVER + words).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (FailureKind.STARTING_UP, "server login has been failing, try again later (server_login_retry)"),
+        (FailureKind.CREDENTIALS, "server login has been failing, cached error: password authentication failed"),
+        (FailureKind.STARTING_UP, "client_login_timeout (server down)"),
+        (FailureKind.POOLER_FULL, "client_login_timeout"),
+        (FailureKind.STARTING_UP, "server conn crashed?"),
+        (FailureKind.PERMANENT, "bouncer config error"),
+        (FailureKind.PERMANENT, "SSL required"),
+        (FailureKind.PERMANENT, "transaction blocks not allowed in statement pooling mode"),
+    ],
+)
+def test_words_of_pgbouncer_decide(kind: FailureKind, words: str) -> None:
+    """It sends 08P01 with all of them."""
+    assert classify(SERVER + words, ["08P01"]).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("SSL error: certificate verify failed: certificate has expired", "renew"),
+        ("SSL error: certificate verify failed: self-signed certificate in certificate chain", "sslrootcert"),
+        ('server certificate for "a" does not match host name "b"', "name"),
+        ("server does not support SSL, but SSL was required", "sslmode=disable"),
+        ("FATAL:  SSL required", "sslmode=require"),
+    ],
+)
+def test_refusals_about_tls_are_told_apart(words: str, advice: str) -> None:
+    """Each of them is final, and asks for something else."""
+    failure = classify(f'connection to server at "h", port 5432 failed: {words}')
+    assert failure.kind is FailureKind.PERMANENT
+    assert advice in failure.advice
+
+
 @pytest.mark.parametrize(
     "words",
     [

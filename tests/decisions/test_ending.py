@@ -76,7 +76,10 @@ def test_rollback_reason(status: Status, spoiled: bool, reason: str) -> None:
         (CommitAnswer(tag="ROLLBACK"), Outcome.FAILED),
         (CommitAnswer(code="40001"), Outcome.REJECTED),
         (CommitAnswer(code="23503"), Outcome.REJECTED),
-        (CommitAnswer(code="57P01"), Outcome.REJECTED),
+        (CommitAnswer(code="57P01", severity="FATAL"), Outcome.REJECTED),
+        (CommitAnswer(code="XX000", severity="ERROR"), Outcome.REJECTED),
+        (CommitAnswer(code="XX000", severity="FATAL"), Outcome.UNKNOWN),  # a pooler that lost its server
+        (CommitAnswer(code="53100", severity="PANIC"), Outcome.UNKNOWN),
         (CommitAnswer(code="08006"), Outcome.UNKNOWN),
         (CommitAnswer(), Outcome.UNKNOWN),
         (None, Outcome.UNKNOWN),

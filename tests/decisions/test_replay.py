@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import psycopg
 import pytest
+from psycopg.pq import DiagnosticField
 
 from serverless_pg_kit import AcquireTimeout, CommitUnknown, ConnectRejected, TooManyConnections, TransactionFailed
 from serverless_pg_kit.decisions.replay import REPLAY_BACKOFF, may_replay, replay_delay
 
 
+def pooler_error(severity: bytes) -> psycopg.Error:
+    """Return an internal error, which some poolers send for everything."""
+    return psycopg.errors.InternalError_("(EDBHANDLEREXITED)", info={DiagnosticField.SEVERITY: severity})
+
+
 @pytest.mark.parametrize(
     "error",
     [
+        pooler_error(b"FATAL"),
+        psycopg.errors.ProtocolViolation("server conn crashed?"),
         psycopg.errors.SerializationFailure(),
         psycopg.errors.DeadlockDetected(),
         psycopg.errors.AdminShutdown(),
@@ -30,6 +38,7 @@ def test_conflicts_and_losses_may_be_replayed(error: psycopg.Error) -> None:
     "error",
     [
         CommitUnknown(),
+        pooler_error(b"ERROR"),
         TransactionFailed("swallowed"),
         AcquireTimeout(),
         TooManyConnections(),

@@ -11,7 +11,7 @@ import pytest
 from storm import REAPER_AGE, Aiming, Part, Reaper, Record, Unguarded, weather_by_processes, weather_by_threads
 from support import entries
 
-from serverless_pg_kit.events import Stats
+from serverless_pg_kit.stats import Stats
 from serverless_pg_kit.testing import PostgresServer
 
 ENGINES = 10

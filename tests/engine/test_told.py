@@ -28,9 +28,9 @@ from serverless_pg_kit.events import (
     Released,
     Restarted,
     Reused,
-    Stats,
     Waited,
 )
+from serverless_pg_kit.stats import Stats
 from serverless_pg_kit.testing import PostgresServer
 
 E = TypeVar("E", bound=Event)
