@@ -13,6 +13,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
+from serverless_pg_kit.certificate import REFUSED, explained
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
@@ -28,6 +29,9 @@ from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
 from serverless_pg_kit.slots import Slot, Waiter
 from serverless_pg_kit.waiting import Bell, completed, drive, elsewhere, pause
 from serverless_pg_kit.watch import Watch
+
+EXPLAIN_SECONDS = 1.0
+"""Longest time to find out why a certificate was refused."""
 
 LEAST_PATIENCE = 0.25
 """Seconds of silence that say something about the server: a request with less time left says only that it was late."""
@@ -142,10 +146,18 @@ class Acquiring(AcquiringBase):
             result = drive(attempt(address, deadline, self._tracing.next()))
             if not isinstance(result, Refusal):
                 return self._adopt(result)
+            if REFUSED in result.message:
+                result = self._explained(result, address, deadline)
             failures[address.host] = self._understand(result, retry)
             if not failures[address.host].kind.retryable:
                 break
         return most_telling(failures.values())
+
+    def _explained(self, refusal: Refusal, address: Address, deadline: Deadline) -> Refusal:
+        """Return the `refusal` of a certificate with its reason, if that can be found out."""
+        seconds = min(deadline.remaining(), EXPLAIN_SECONDS)
+        message = elsewhere(seconds, explained, refusal.message, address.params, os.environ, seconds)
+        return refusal._replace(message=message or refusal.message)
 
     def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
         """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""

@@ -61,6 +61,7 @@ def with_db(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    join: bool = True,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
 def with_db(
     target: Any = None,
@@ -70,6 +71,7 @@ def with_db(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    join: bool = True,
 ) -> Any:
     """Run a handler as one request: it commits on success, rolls back on failure, and cleans up.
 
@@ -82,32 +84,21 @@ def with_db(
 
     A dictionary with a ``statusCode`` of 500 or more rolls back. `deadline` is in seconds; ``None`` takes the remaining
     time of the context, the first argument with ``get_remaining_time_in_millis()``, less the setting
-    ``deadline_margin``; ``math.inf`` opts out. `isolation_level` and `read_only` are those of `Engine.request`.
+    ``deadline_margin``; ``math.inf`` opts out. `isolation_level`, `read_only` and `join` are those of `Engine.request`:
+    with ``join=False`` a function that is called for each record of a batch commits on its own.
 
     The decorated handler raises what `Engine.request` raises. Raises ``TypeError`` when decorating what is no handler.
     """
+    options = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only, "join": join}
     if target is None or isinstance(target, EngineBase):
-        return functools.partial(
-            _decorate,
-            engine=target,
-            inject=inject,
-            deadline=deadline,
-            isolation_level=isolation_level,
-            read_only=read_only,
-        )
-    return _decorate(target, None, inject, deadline, isolation_level, read_only)
+        return functools.partial(_decorate, engine=target, inject=inject, options=options)
+    return _decorate(target, None, inject, options)
 
 
 def _decorate(
-    handler: Callable[..., Any],
-    engine: EngineBase | None,
-    inject: str,
-    deadline: float | None,
-    isolation_level: IsolationLevel | None,
-    read_only: bool | None,
+    handler: Callable[..., Any], engine: EngineBase | None, inject: str, options: Mapping[str, Any]
 ) -> Callable[..., Any]:
     plan = plan_injection(handler, inject)
-    options = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only}
     if is_async(handler):
         if isinstance(engine, Engine):
             raise TypeError(f"{handler!r} is async: it needs an AsyncEngine, whose connections do not block")
@@ -165,7 +156,8 @@ def with_budget(options: Mapping[str, Any], arguments: tuple[Any, ...], engine: 
 def context_budget(arguments: tuple[Any, ...], engine: EngineBase) -> float | None:
     """Return the seconds a request may take by the Lambda context among `arguments`; ``None`` if that is unknown."""
     for argument in arguments:
-        remaining: Any = getattr(argument, "get_remaining_time_in_millis", None)
+        context = getattr(argument, "lambda_context", argument)  # that of durable functions holds Lambda's
+        remaining: Any = getattr(context, "get_remaining_time_in_millis", None)
         milliseconds = remaining() if callable(remaining) else None
         if isinstance(milliseconds, (int, float)):
             return request_budget(milliseconds, engine.settings.deadline_margin)

@@ -19,6 +19,7 @@ from serverless_pg_kit.crowd import Crowd
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, read_census
 from serverless_pg_kit.decisions.deadline import Deadline, deadline_after
+from serverless_pg_kit.decisions.size import is_oversized, known_processes
 from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import (
     Closed,
@@ -28,6 +29,7 @@ from serverless_pg_kit.events import (
     Listener,
     Lost,
     MaintenanceFailed,
+    Oversized,
     Restarted,
     Thawed,
 )
@@ -196,7 +198,15 @@ class EngineBase:
         census = read_census([int(value or 0) for value in row], self.settings.max_connections)
         self._history.note_census(census, self._clock.dice())
         self._announce(Counted(census.used, census.fleet_used, census.room))
+        self._check_size(census.ceiling)
         return census
+
+    def _check_size(self, ceiling: int) -> None:
+        """Announce, once, that this process and its like could open more connections than the server has for them."""
+        processes, max_size = known_processes(os.environ), self.settings.max_size
+        if "size" not in self._told and processes is not None and is_oversized(processes, max_size, ceiling):
+            self._told.add("size")
+            self._announce(Oversized(processes, max_size, ceiling))
 
     def _lacks_prepared(self, slot: Slot, answers: Answers) -> bool:
         """Tell whether a message failed because the kit's prepared statements are gone: the user discarded them."""

@@ -22,6 +22,9 @@ from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.sqlstate import overheard, peek
 from serverless_pg_kit.waiting import Steps
 
+UNEXPECTED_END = "SSL error: unexpected eof while reading"
+"""libpq's words for a server that hangs up in the TLS handshake, as one does that knows no direct one."""
+
 TIMEOUT_MESSAGE = "connection timeout expired"
 
 
@@ -61,7 +64,7 @@ def resolve(params: ConnParams, environ: Mapping[str, str], dice: Callable[[], f
             addresses += [Address(_alone(params, host, hostaddr), number) for hostaddr in look_up(host)]
         except (OSError, UnicodeError) as error:
             refusal = Refusal(f'could not translate host name "{host.name}": {error}')
-    if params.get("load_balance_hosts") == "random":
+    if parameter(params, environ, "load_balance_hosts") == "random":
         addresses.sort(key=lambda _: dice())
     if parameter(params, environ, "target_session_attrs") == "prefer-standby":
         return prefer_standby(addresses) or refusal
@@ -107,6 +110,8 @@ def attempt(address: Address, deadline: Deadline, trace: bool) -> Steps[pq_abc.P
         pgconn.finish()
         raise
     pgconn.finish()
+    if message.endswith(UNEXPECTED_END) and parameter(address.params, os.environ, "sslnegotiation") == "direct":
+        message += " (sslnegotiation=direct needs PostgreSQL 17 or later, and few poolers know it)"
     return Refusal(scrub(message, telling(secrets_in(address.params, os.environ))), tuple(codes))
 
 

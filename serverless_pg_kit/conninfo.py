@@ -27,6 +27,9 @@ wait on a connection whose peer vanished without a word; keepalives alone left s
 ENVIRONMENT_NAMES = {
     "gssencmode": "PGGSSENCMODE",
     "sslmode": "PGSSLMODE",
+    "sslrootcert": "PGSSLROOTCERT",
+    "sslnegotiation": "PGSSLNEGOTIATION",
+    "load_balance_hosts": "PGLOADBALANCEHOSTS",
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
     "port": "PGPORT",
@@ -60,7 +63,7 @@ class Host(NamedTuple):
     def is_local(self) -> bool:
         """Whether no network is crossed: a Unix socket or a loopback address."""
         name = self.hostaddr or self.name
-        if not name or name.startswith(("/", "@")) or name == "localhost":
+        if not name or name.startswith(("/", "@")) or name.lower() == "localhost":
             return True
         try:
             return ipaddress.ip_address(name).is_loopback

@@ -228,6 +228,16 @@ class Counted(Event):
     room: int
 
 
+class Oversized(Event):
+    """This container runs so many `processes`, as its environment tells, that they could open more connections than the
+    server has for this role, `ceiling`: each may open `max_size`. Told once. Lower the setting ``max_size``."""
+
+    level = logging.WARNING
+    processes: int
+    max_size: int
+    ceiling: int
+
+
 class Reaped(Event):
     """Idle sessions of the fleet were ended to make room; that took `seconds`."""
 

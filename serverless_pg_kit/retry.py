@@ -93,7 +93,8 @@ ADVICE = {
 
 def connect_error(failure: Failure, waited: float, attempts: int) -> ServerlessPgError:
     """Return the error for a `failure` after `attempts` that took `waited` seconds in all."""
-    said = f"{failure.message} ({failure.code})" if failure.code else failure.message
+    message = failure.message.rstrip(".")
+    said = f"{message} ({failure.code})" if failure.code else message
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     text = f"after {waited:.2f} s and {tries}: {said}. To do: {failure.advice or ADVICE[failure.kind]}"
     if failure.kind is FailureKind.CREDENTIALS:

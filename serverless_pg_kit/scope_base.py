@@ -82,13 +82,14 @@ class WorkBase:
         """Let the request end with a rollback, although no exception leaves it."""
         self._wants_commit = False
 
-    def respond(self, status: int) -> None:
+    def respond(self, status: int, *, rollback: bool | None = None) -> None:
         """Take account of the HTTP `status` of the request's answer.
 
-        500 and more roll back. 400 and more admit a failure: a transaction that has failed is then rolled back
-        silently instead of raising `TransactionFailed`.
+        500 and more roll back, unless `rollback` says what the status means. 400 and more admit a failure: a
+        transaction that has failed is then rolled back silently instead of raising `TransactionFailed`.
         """
-        self._wants_commit = self._wants_commit and status < 500
+        rolls_back = status >= 500 if rollback is None else rollback
+        self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
 
     def forgive(self) -> None:

@@ -160,7 +160,7 @@ class Settings:
         return vars(self) == vars(other) if isinstance(other, Settings) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(tuple(vars(self).values()))
+        return hash((self.conninfo, self.application_name))  # other values may be mappings
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **names: Any) -> Settings:

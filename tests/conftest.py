@@ -19,7 +19,10 @@ from serverless_pg_kit.testing import PostgresServer
 
 MakeEngine = Callable[..., Engine]
 
-FRAMEWORKS: dict[str, str] = {"asgi": "fastapi"}
+FRAMEWORKS: dict[str, str] = {
+    "asgi": "fastapi",
+    "powertools": "aws_lambda_powertools",
+}
 """Which module the tests in a folder of ``integrations`` need. tox gives every framework environments of its own."""
 
 collect_ignore = [

@@ -12,14 +12,38 @@ def completed(conninfo: str, **environ: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "conninfo", ["", "host=localhost", "host=127.0.0.1", "host=::1", "host=/run/pg", "host=db hostaddr=127.0.0.1"]
+    "conninfo",
+    [
+        "",
+        "host=localhost",
+        "host=LocalHost",
+        "host=127.0.0.1",
+        "host=127.0.0.2",
+        "host=::1",
+        "postgresql://[::1]:5432/db",
+        "host=/run/pg",
+        "host=@abstract",
+        "host=/run/pg,localhost",
+        "host=db hostaddr=127.0.0.1",
+    ],
 )
 def test_local_server_needs_no_tls(conninfo: str) -> None:
     """A loopback address or Unix socket is left to libpq's default."""
     assert "sslmode" not in completed(conninfo)
 
 
-@pytest.mark.parametrize("conninfo", ["host=db.example", "host=10.0.0.1", "host=localhost,db.example"])
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "host=db.example",
+        "host=10.0.0.1",
+        "host=localhost,db.example",
+        "host=/run/pg,10.0.0.1",
+        "host=localhost.example",
+        "host=localhost hostaddr=10.0.0.1",
+        "postgresql://[fd00::1]/db",
+    ],
+)
 def test_remote_server_requires_tls(conninfo: str) -> None:
     """Nothing falls back to plain text in silence."""
     assert completed(conninfo)["sslmode"] == "require"

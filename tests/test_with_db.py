@@ -274,6 +274,26 @@ def test_handler_inside_a_handler_joins_it(engine: Engine) -> None:
     assert outer(EVENT, None)
 
 
+def test_handler_that_does_not_join(engine: Engine, superuser: Any, ledger: str) -> None:
+    """With `join=False` a decorated function commits or fails on its own, wherever it is called from."""
+
+    @with_db(engine, join=False)
+    def inner(event: Any, context: Any, conn: psycopg.Connection[Any]) -> None:
+        conn.execute("insert into ledger values (%s)", [event["n"]])
+        if event["n"] > 7:
+            raise LookupError("mine")
+
+    @with_db(engine)
+    def outer(event: Any, context: Any, conn: psycopg.Connection[Any]) -> None:
+        conn.execute("insert into ledger values (1)")
+        inner(event, context)
+        with pytest.raises(LookupError, match="mine"):
+            inner({"n": 8}, context)
+
+    outer(EVENT, None)
+    assert entries(superuser) == [1, 7]
+
+
 def test_bound_connection_of_a_partial_is_kept(engine: Engine) -> None:
     """Who binds the parameter in a partial has decided what it is."""
     handler = with_db(engine)(functools.partial(lambda event, context, conn: conn, conn="mine"))

@@ -14,9 +14,6 @@ BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 BODY = ("http.response.body", "http.response.zerocopysend", "http.response.pathsend")
 """Messages that carry the body, or a part of it."""
 
-HIGHEST_ADMISSION = 499
-"""The highest status that admits a failure without asking for a rollback by itself."""
-
 
 def is_server_error(status: int) -> bool:
     """Tell whether `status` is 500 or more."""
@@ -46,7 +43,8 @@ class Answer:
     async def send(self, message: Message) -> None:
         """Take the next message from the application. Raises what the end of the request raises."""
         if message["type"] == "http.response.start":
-            self._heed(message["status"])
+            status = message["status"]
+            self._work.respond(status, rollback=self._rollback_on(status))
             self._left = announced_length(message)
             if self._left is not None:
                 self._held = message
@@ -64,11 +62,6 @@ class Answer:
         if self._problem is not None:
             raise self._problem from self._problem.__cause__
         if not self._is_complete:
-            self._work.fail()
-
-    def _heed(self, status: int) -> None:
-        self._work.respond(min(status, HIGHEST_ADMISSION))
-        if self._rollback_on(status):
             self._work.fail()
 
     async def _pass_body(self, message: Message) -> None:

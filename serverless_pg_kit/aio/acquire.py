@@ -16,6 +16,7 @@ from serverless_pg_kit.aio.line import Line
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import Bell, completed, drive, elsewhere, pause
 from serverless_pg_kit.aio.watch import Watch
+from serverless_pg_kit.certificate import REFUSED, explained
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
@@ -27,6 +28,9 @@ from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
 from serverless_pg_kit.slots import Slot, Waiter
+
+EXPLAIN_SECONDS = 1.0
+"""Longest time to find out why a certificate was refused."""
 
 LEAST_PATIENCE = 0.25
 """Seconds of silence that say something about the server: a request with less time left says only that it was late."""
@@ -146,10 +150,18 @@ class Acquiring(AcquiringBase):
             result = await drive(attempt(address, deadline, self._tracing.next()))
             if not isinstance(result, Refusal):
                 return await self._adopt(result)
+            if REFUSED in result.message:
+                result = await self._explained(result, address, deadline)
             failures[address.host] = self._understand(result, retry)
             if not failures[address.host].kind.retryable:
                 break
         return most_telling(failures.values())
+
+    async def _explained(self, refusal: Refusal, address: Address, deadline: Deadline) -> Refusal:
+        """Return the `refusal` of a certificate with its reason, if that can be found out."""
+        seconds = min(deadline.remaining(), EXPLAIN_SECONDS)
+        message = await elsewhere(seconds, explained, refusal.message, address.params, os.environ, seconds)
+        return refusal._replace(message=message or refusal.message)
 
     async def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
         """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""

@@ -39,6 +39,11 @@ class Census(NamedTuple):
         return min(limit - used for limit, used in self.limits)
 
     @property
+    def ceiling(self) -> int:
+        """The smallest limit: how many connections this role could have if nobody else had any."""
+        return min(limit for limit, _ in self.limits)
+
+    @property
     def utilization(self) -> float:
         """The share in use of the scarcest limit; 1.0 is full, infinity a limit of 0."""
         return max(used / limit if limit > 0 else float("inf") for limit, used in self.limits)

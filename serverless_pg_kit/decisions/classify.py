@@ -83,8 +83,21 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         FailureKind.PERMANENT,
-        texts=("self-signed certificate", "unable to get local issuer", "unable to get issuer"),
-        advice="no authority in sslrootcert has signed the server's certificate: give that of the authority that has",
+        texts=(
+            "self-signed certificate",  # these are OpenSSL's words for what `certificate` finds out
+            "self signed certificate",
+            "unable to get local issuer",
+            "unable to get issuer",
+            "unable to verify the first certificate",
+            "certificate signature failure",
+        ),
+        advice="no authority in sslrootcert has signed the server's certificate: give the file of the one that has",
+    ),
+    Rule(
+        FailureKind.PERMANENT,
+        texts=("root certificate file",),
+        advice="say sslrootcert=<file> with the certificate of the authority that has signed the server's, or"
+        " sslrootcert=system for the authorities that this system trusts",
     ),
     Rule(
         FailureKind.PERMANENT,
@@ -136,8 +149,6 @@ RULES: tuple[Rule, ...] = (
             "unrecognized configuration parameter",
             "unsupported frontend protocol",
             "certificate verify failed",
-            "server certificate for",  # "... does not match host name"
-            "root certificate file",
             "certificate authentication failed",
             "channel binding required",
             "weak sslmode",

@@ -193,6 +193,20 @@ def test_event_tells_why_a_request_was_rolled_back(
     assert [event.reason for event in events if isinstance(event, RolledBack)] == [reason]
 
 
+@pytest.mark.parametrize(
+    ("status", "rollback", "kept"),
+    [(200, None, True), (404, None, True), (500, None, False), (409, True, False), (503, False, True)],
+)
+def test_status_decides(
+    make_engine: Any, superuser: Any, ledger: str, status: int, rollback: bool | None, kept: bool
+) -> None:
+    """The answer's status says how the request ends, unless the adapter says what it means."""
+    with make_engine().scope() as scope:
+        scope.connection.execute("insert into ledger values (1)")
+        scope.respond(status, rollback=rollback)
+    assert entries(superuser) == ([1] if kept else [])
+
+
 def test_scope_fail_rolls_back_silently(make_engine: Any, superuser: Any, ledger: str) -> None:
     """An adapter that saw a 500 ends the request without an exception."""
     with make_engine().scope() as scope:

@@ -24,6 +24,7 @@ from serverless_pg_kit.events import (
     GaveUp,
     MaintenanceFailed,
     NotCommitted,
+    Oversized,
     Refused,
     Released,
     Restarted,
@@ -83,6 +84,23 @@ def test_a_request_tells_what_it_took(make_engine: Any) -> None:
     assert all(event.kept for event in used)
     assert all(0 < event.seconds < 1 for event in heard if isinstance(event, Committed))
     assert engine.stats.connect_seconds == connected.seconds
+
+
+@pytest.mark.parametrize(("processes", "ceiling", "told"), [("10", 100, 0), ("10", 99, 1), (None, 1, 0)])
+def test_too_many_processes_are_told_once(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch, processes: str | None, ceiling: int, told: int
+) -> None:
+    """Processes of one container that could take more than the server has are told of; with numbers, and once."""
+    if processes is not None:
+        monkeypatch.setenv("AWS_LAMBDA_MAX_CONCURRENCY", processes)
+    heard: list[Event] = []
+    engine = make_engine(on_event=heard.append, max_size=10, max_connections=ceiling, census_ttl=0)
+    for _ in range(3):
+        with engine.request():
+            pass
+
+    expected = [Oversized(processes=10, max_size=10, ceiling=ceiling)] * told
+    assert [event for event in heard if isinstance(event, Oversized)] == expected
 
 
 def test_closed_connection_tells_its_age(make_engine: Any) -> None:

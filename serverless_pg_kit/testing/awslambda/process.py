@@ -46,8 +46,8 @@ class RuntimeProcess:
         return self._process.returncode
 
     def freeze(self) -> None:
-        """Stop all of it where it is."""
-        self._each(groups.freeze)
+        """Stop all of it where it is, and wait until its first process stands still."""
+        self._each(self._freeze)
 
     def thaw(self) -> None:
         """Let it go on."""
@@ -61,6 +61,10 @@ class RuntimeProcess:
         """End all of it, and wait for that."""
         self._each(groups.kill)
         self.ended.wait()
+
+    def _freeze(self, group: int) -> None:
+        groups.freeze(group)
+        os.waitid(os.P_PID, group, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _each(self, act: Callable[[int], None]) -> None:
         with self._lock:  # the number of a group that is gone may be given to another

@@ -77,9 +77,7 @@ def test_exception_rolls_back(engine: AsyncEngine, ledger: str, superuser: psyco
     assert (entries(superuser), engine.stats.rollbacks) == ([], 1)
 
 
-def test_handled_exception_is_its_answer(
-    engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]
-) -> None:
+def test_handled_exception_is_its_answer(engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]) -> None:
     """An exception that became an answer is judged by that answer: a 404 commits."""
 
     def refuse() -> Response:
@@ -189,9 +187,7 @@ def test_commit_precedes_the_answer(
     assert seen[0] == ("http.response.start", [7], 0)
 
 
-def test_failed_commit_of_a_stream(
-    engine: AsyncEngine, superuser: psycopg.Connection[Any], ledger: str
-) -> None:
+def test_failed_commit_of_a_stream(engine: AsyncEngine, superuser: psycopg.Connection[Any], ledger: str) -> None:
     """A COMMIT that fails after a stream leaves the answer incomplete, and the client sees that."""
     view = writes(engine, DOUBLE, lambda: StreamingResponse(iter([b"one", b"two"])))
 

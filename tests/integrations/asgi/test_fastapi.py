@@ -69,7 +69,9 @@ def test_sync_endpoint(
     assert (entries(superuser), sync_engine.stats.in_use, engine.stats.connects) == ([7], 0, 0)
 
 
-def test_sync_endpoint_fails(app: FastAPI, sync_engine: Engine, ledger: str, superuser: psycopg.Connection[Any]) -> None:
+def test_sync_endpoint_fails(
+    app: FastAPI, sync_engine: Engine, ledger: str, superuser: psycopg.Connection[Any]
+) -> None:
     """An exception in a ``def`` endpoint rolls back, and a COMMIT that fails is a 500."""
 
     @app.get("/error")

@@ -142,7 +142,11 @@ def test_slots_are_taken(kind: str, tiny_server: PostgresServer, fleet: str) -> 
     """While others hold all slots a request waits; it is served when one is free, and a 500 when none becomes free."""
     engine = make(kind, conninfo=tiny_server.dsn, application_name=fleet, max_wait=0.5, down_ttl=0.0)
     patient = make(kind, conninfo=tiny_server.dsn, application_name=f"{fleet} patient", max_wait=60.0)
-    with serving(application(kind, engine)) as url, serving(application(kind, patient)) as patient_url, ExitStack() as hold:
+    with (
+        serving(application(kind, engine)) as url,
+        serving(application(kind, patient)) as patient_url,
+        ExitStack() as hold,
+    ):
         fill(tiny_server, hold)
         started = time.monotonic()
         assert httpx.get(f"{url}/pid", timeout=60).status_code == 500

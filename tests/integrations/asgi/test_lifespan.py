@@ -109,9 +109,7 @@ def test_bad_settings_end_the_server(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("kind", [AsyncEngine, Engine])
-def test_close_at_shutdown(
-    server: PostgresServer, fleet: str, superuser: psycopg.Connection[Any], kind: Any
-) -> None:
+def test_close_at_shutdown(server: PostgresServer, fleet: str, superuser: psycopg.Connection[Any], kind: Any) -> None:
     """The engine is closed after the application's own shutdown, which may still use it."""
     engine = kind(conninfo=server.dsn, application_name=fleet)
     used: list[str] = []

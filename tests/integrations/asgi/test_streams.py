@@ -53,9 +53,7 @@ def streams(engine: AsyncEngine, parts: int, gate: asyncio.Event | None = None, 
     return view
 
 
-def test_stream_keeps_its_connection(
-    engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]
-) -> None:
+def test_stream_keeps_its_connection(engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]) -> None:
     """A streamed body reads from the connection to its last part; then it is committed and given back."""
     seen: list[tuple[bytes, int, list[int]]] = []
 
@@ -138,9 +136,7 @@ def test_client_leaves_a_stream(engine: AsyncEngine, ledger: str, superuser: psy
         assert eventually(lambda: engine.stats.open <= 1)
 
 
-def test_client_leaves_during_a_statement(
-    engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]
-) -> None:
+def test_client_leaves_during_a_statement(engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]) -> None:
     """When the client of a stream hangs up, the statement that runs for it is cancelled on the server."""
 
     async def view(request: Request) -> Response:
@@ -158,9 +154,7 @@ def test_client_leaves_during_a_statement(
         assert sleepers(superuser, engine) == 0
 
 
-def test_client_leaves_before_the_answer(
-    engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]
-) -> None:
+def test_client_leaves_before_the_answer(engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]) -> None:
     """A client that does not wait for a plain answer changes nothing: the request runs to its end and commits."""
 
     async def view(request: Request) -> Response:
@@ -176,9 +170,7 @@ def test_client_leaves_before_the_answer(
         assert eventually(lambda: engine.stats.in_use == 0)
 
 
-def test_stream_that_is_abandoned(
-    engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]
-) -> None:
+def test_stream_that_is_abandoned(engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]) -> None:
     """An application that stops in the middle of a body, without an exception, has its request rolled back."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
