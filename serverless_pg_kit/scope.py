@@ -52,10 +52,7 @@ class Work(WorkBase):
     ) -> None:
         if error is not None:
             self._wants_commit = False
-        # Stored and not reset by token: the block may end in another context than it began in.
-        current = self._engine._current
-        if current.get() is self:
-            current.set(self._outer)
+        self.suspend()
         self._engine._end(self)
 
 

@@ -106,6 +106,21 @@ class WorkBase:
         """
         self._spoiled = True
 
+    def resume(self) -> None:
+        """Be the engine's current request from now on, as inside a ``with`` block, until `suspend` or the end.
+
+        For hosts that do not call the whole of a request in one piece: a body is streamed after its view has returned.
+        """
+        if self._engine._current.get() is not self:
+            self._begin()
+
+    def suspend(self) -> None:
+        """Be the current request no longer, without ending: its connection stays its own."""
+        # Stored and not reset by token: the block may end in another context than it began in.
+        current = self._engine._current
+        if current.get() is self:
+            current.set(self._outer)
+
     def _begin(self) -> None:
         current = self._engine._current
         self._outer = current.get()

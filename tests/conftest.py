@@ -21,6 +21,7 @@ MakeEngine = Callable[..., Engine]
 
 FRAMEWORKS: dict[str, str] = {
     "asgi": "fastapi",
+    "flask": "flask",
     "powertools": "aws_lambda_powertools",
 }
 """Which module the tests in a folder of ``integrations`` need. tox gives every framework environments of its own."""

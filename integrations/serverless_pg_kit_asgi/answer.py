@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from http import HTTPStatus
 from typing import Any
 
@@ -14,10 +14,7 @@ BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 BODY = ("http.response.body", "http.response.zerocopysend", "http.response.pathsend")
 """Messages that carry the body, or a part of it."""
 
-
-def is_server_error(status: int) -> bool:
-    """Tell whether `status` is 500 or more."""
-    return status >= 500
+SERVER_ERRORS = range(500, 600)
 
 
 class Answer:
@@ -29,7 +26,7 @@ class Answer:
     """
 
     def __init__(
-        self, work: WorkBase, end: Callable[[], Awaitable[Any]], send: Send, rollback_on: Callable[[int], bool]
+        self, work: WorkBase, end: Callable[[], Awaitable[Any]], send: Send, rollback_on: Container[int]
     ) -> None:
         self._work = work
         self._end = end
@@ -44,7 +41,7 @@ class Answer:
         """Take the next message from the application. Raises what the end of the request raises."""
         if message["type"] == "http.response.start":
             status = message["status"]
-            self._work.respond(status, rollback=self._rollback_on(status))
+            self._work.respond(status, rollback=status in self._rollback_on)
             self._left = announced_length(message)
             if self._left is not None:
                 self._held = message

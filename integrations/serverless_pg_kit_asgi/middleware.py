@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Container
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serverless_pg_kit import AsyncEngine, Engine, SettingsError, default_async_engine
 from serverless_pg_kit.aio.scope import Scope as AsyncScope
 from serverless_pg_kit.aws_lambda import context_budget
-from serverless_pg_kit_asgi.answer import Answer, is_server_error
+from serverless_pg_kit_asgi.answer import SERVER_ERRORS, Answer
 from serverless_pg_kit_asgi.blocking import InThreads
 from serverless_pg_kit_asgi.lifespan import closing, refuse
 
@@ -26,11 +26,11 @@ class ServerlessPgMiddleware:
     `engine` is an `AsyncEngine`, or an `Engine` for endpoints that are no coroutines. Instead of it, single settings by
     name make an `AsyncEngine`; neither of them is `default_async_engine`. Who made an engine closes it.
 
-    The request acquires nothing until it is touched: as ``engine.connection``, as ``request.state.db.connection``, or by
-    the dependencies of this package. `name` replaces ``db`` there (``sync_db`` for an `Engine`).
+    A request acquires nothing until its connection is touched: as ``engine.connection``, as
+    ``request.state.db.connection``, or by a dependency. `name` replaces ``db`` (``sync_db`` for an `Engine`) there.
 
-    It is rolled back if an exception leaves the application, if the body is not sent to its end, or if
-    ``rollback_on(status)`` is true: by default for 500 and more. Otherwise it is committed, before the part that
+    It is rolled back if an exception leaves the application, if the body is not sent to its end, or if the status is
+    in `rollback_on`: by default 500 and more. Otherwise it is committed, before the part that
     completes the body goes out, and before the head of an answer that announces its length: then a COMMIT that
     fails is raised, and becomes a 500. By then the connection is given back.
 
@@ -49,7 +49,7 @@ class ServerlessPgMiddleware:
         *,
         name: str | None = None,
         deadline: float | None = None,
-        rollback_on: Callable[[int], bool] = is_server_error,
+        rollback_on: Container[int] = SERVER_ERRORS,
         close_at_shutdown: bool = False,
         **settings: Any,
     ) -> None:
@@ -60,6 +60,7 @@ class ServerlessPgMiddleware:
         self._problem: Exception | None = None
         try:
             check_deadline(deadline)
+            check_statuses(rollback_on)
             self._engine = chosen_engine(engine, settings)
         except (SettingsError, TypeError) as problem:
             self._problem = problem
@@ -113,3 +114,9 @@ def check_deadline(seconds: object) -> None:
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if seconds is not None and not (is_number and seconds > 0):  # type: ignore[operator]
         raise SettingsError(f"deadline={seconds!r} is not allowed: it has to be a number of seconds above 0, or None")
+
+
+def check_statuses(rollback_on: object) -> None:
+    """Raise ``TypeError`` for a `rollback_on` in which no status can be looked for."""
+    if not isinstance(rollback_on, Container) or isinstance(rollback_on, (str, bytes)):
+        raise TypeError(f"rollback_on={rollback_on!r} is not allowed: it has to be a container of statuses")

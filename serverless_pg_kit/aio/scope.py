@@ -51,10 +51,7 @@ class Work(WorkBase):
     ) -> None:
         if error is not None:
             self._wants_commit = False
-        # Stored and not reset by token: the block may end in another context than it began in.
-        current = self._engine._current
-        if current.get() is self:
-            current.set(self._outer)
+        self.suspend()
         if kind is GeneratorExit and (self._slot is None or not is_loop_running()):  # async only
             return  # async only - its task is being collected: `__del__` sees to the connection
         await uninterrupted(self._engine._end(self))

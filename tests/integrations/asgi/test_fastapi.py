@@ -169,8 +169,8 @@ def test_streaming_endpoint(app: FastAPI, engine: AsyncEngine, ledger: str, supe
 def test_dependency_with_an_exit(
     app: FastAPI, engine: AsyncEngine, ledger: str, superuser: psycopg.Connection[Any]
 ) -> None:
-    """The exit of a dependency belongs to the transaction, where FastAPI runs it before the answer: ``scope="function"``
-    since 0.121, and from 0.106 to 0.117."""
+    """The exit of a dependency belongs to the transaction where FastAPI runs it before the answer: from 0.106 to 0.117,
+    and by ``scope="function"`` since 0.121."""
     seen: list[str] = []
     function_scope = {"scope": "function"} if VERSION >= (0, 121) else {}
 

@@ -62,7 +62,7 @@ def test_settings_by_name(server: PostgresServer) -> None:
 
 def test_default_engine(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without engine and settings the middleware takes the default engine, which reads the environment."""
-    monkeypatch.setattr(aws_lambda, "_default_async_engine", None)
+    monkeypatch.setattr(aws_lambda, "_defaults", {})
     monkeypatch.setenv("DATABASE_URL", server.dsn)
     monkeypatch.setenv("SERVERLESS_PG_APPLICATION_NAME", "by default")
 
@@ -76,6 +76,7 @@ BAD: dict[str, dict[str, Any]] = {
     r"max_sizes=3.* did you mean max_size\?": {"max_sizes": 3},
     r"^deadline=0 is not allowed": {"deadline": 0},
     r"^deadline='soon' is not allowed": {"deadline": "soon"},
+    r"^rollback_on='5xx' is not allowed": {"rollback_on": "5xx"},
     r"^engine has to be an AsyncEngine or an Engine, not str": {"engine": "postgresql://"},
     r"^pass an engine or single settings, not both: max_size$": {"engine": Engine(), "max_size": 3},
 }
