@@ -44,7 +44,8 @@ class ServerlessPgMiddleware:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: ASGIApp | None = None,
+        /,
         engine: AsyncEngine | Engine | None = None,
         *,
         name: str | None = None,
@@ -53,7 +54,8 @@ class ServerlessPgMiddleware:
         close_at_shutdown: bool = False,
         **settings: Any,
     ) -> None:
-        self._app = app
+        # Older Starlettes pass it by name. As a name of ours it would hide from type checkers that any setting fits.
+        self._app: ASGIApp = settings.pop("app", app)
         self._deadline = deadline
         self._rollback_on = rollback_on
         self._closes = close_at_shutdown

@@ -39,7 +39,7 @@ def writes(engine: AsyncEngine, statement: str, respond: Callable[[], Response])
     """A view that executes `statement` and answers what `respond` returns or raises."""
 
     async def view(request: Request) -> Response:
-        await (await engine.connection).execute(statement)
+        await (await engine.connection).execute(statement.encode())
         return respond()
 
     return view

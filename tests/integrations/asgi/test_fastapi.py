@@ -172,7 +172,7 @@ def test_dependency_with_an_exit(
     """The exit of a dependency belongs to the transaction where FastAPI runs it before the answer: from 0.106 to 0.117,
     and by ``scope="function"`` since 0.121."""
     seen: list[str] = []
-    function_scope = {"scope": "function"} if VERSION >= (0, 121) else {}
+    function_scope: dict[str, Any] = {"scope": "function"} if VERSION >= (0, 121) else {}
 
     async def audit(conn: Conn) -> AsyncIterator[None]:
         yield
