@@ -21,6 +21,8 @@ MakeEngine = Callable[..., Engine]
 
 FRAMEWORKS: dict[str, str] = {
     "asgi": "fastapi",
+    "django": "django",
+    "faas": "functions_framework",
     "flask": "flask",
     "powertools": "aws_lambda_powertools",
 }
