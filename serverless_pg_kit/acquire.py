@@ -13,6 +13,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
+from serverless_pg_kit.ahead import Ahead
 from serverless_pg_kit.certificate import REFUSED, explained
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
@@ -68,6 +69,8 @@ class Acquiring(AcquiringBase):
         is_watched = scope.deadline.at < math.inf or self.settings.hold_warning is not None
         if is_watched:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
+        if scope.transaction == "ahead" and not slot.conn.autocommit:
+            slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:

@@ -12,6 +12,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
+from serverless_pg_kit.aio.ahead import Ahead
 from serverless_pg_kit.aio.line import Line
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import Bell, asked, completed, drive, elsewhere, pause
@@ -74,6 +75,8 @@ class Acquiring(AcquiringBase):
         is_watched = True  # async only - any task may be cancelled, and more than once
         if is_watched:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
+        if scope.transaction == "ahead" and not slot.conn.autocommit:
+            slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
     async def _wait_in_line(self, retry: Retry) -> Slot | None:

@@ -72,18 +72,21 @@ class Line(LineBase):
         ``psycopg.OperationalError`` if the connection is lost before the server has said anything about the last
         statement.
         """
-        conn = self.conn
-        pgconn = conn.pgconn
+        async with self.conn.lock:
+            return await self.run_locked(message, deadline, answers)
+
+    async def run_locked(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
+        """Do what `run` does, for a caller who holds the connection's lock."""
+        pgconn = self.conn.pgconn
         if answers is None:
             answers = Answers()
-        answers.conn = conn
-        async with conn.lock:
-            pgconn.send_query(message)
-            while pgconn.flush():  # the server may have to be listened to before it takes the rest
-                await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
+        answers.conn = self.conn
+        pgconn.send_query(message)
+        while pgconn.flush():  # the server may have to be listened to before it takes the rest
+            await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
+        await self._wait_for(select.POLLIN, deadline)
+        while not advance(pgconn, answers):
             await self._wait_for(select.POLLIN, deadline)
-            while not advance(pgconn, answers):
-                await self._wait_for(select.POLLIN, deadline)
         return answers
 
     async def _wait_for(self, events: int, deadline: Deadline) -> None:
