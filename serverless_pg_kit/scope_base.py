@@ -9,6 +9,7 @@ from psycopg import IsolationLevel
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.role import is_refused_write
 
 if TYPE_CHECKING:
     from serverless_pg_kit.slots import Slot
@@ -28,6 +29,7 @@ class WorkBase:
         "_lock",
         "_outer",
         "_process",
+        "_refused_write",
         "_slot",
         "_spoiled",
         "_tells_failure",
@@ -66,6 +68,7 @@ class WorkBase:
         self._outer: WorkBase | None = None
         self._wants_commit = True
         self._spoiled = False
+        self._refused_write = False
         self._tells_failure = False
 
     @property
@@ -78,9 +81,10 @@ class WorkBase:
         """Whether the request goes on, in the process in which it began."""
         return self.report is None and self._process == processes.generation
 
-    def fail(self) -> None:
-        """Let the request end with a rollback, although no exception leaves it."""
+    def fail(self, error: BaseException | None = None) -> None:
+        """Let the request end with a rollback, although no exception leaves it; `error` is the one that was caught."""
         self._wants_commit = False
+        self._refused_write = self._refused_write or is_refused_write(error)
 
     def respond(self, status: int, *, rollback: bool | None = None) -> None:
         """Take account of the HTTP `status` of the request's answer.
@@ -99,12 +103,13 @@ class WorkBase:
         """
         self._tells_failure = self._tells_failure or not self._spoiled
 
-    def spoil(self) -> None:
+    def spoil(self, error: BaseException | None = None) -> None:
         """Let the request end with a rollback, and with `TransactionFailed` if its own code believes in success.
 
-        For a request that joined this one and failed: what it did must not be committed by halves.
+        For a request that joined this one and failed, by `error`: what it did must not be committed by halves.
         """
         self._spoiled = True
+        self._refused_write = self._refused_write or is_refused_write(error)
 
     def _begin(self) -> None:
         current = self._engine._current

@@ -50,7 +50,7 @@ class Work(WorkBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._wants_commit = False
+            self.fail(error)
         # Stored and not reset by token: the block may end in another context than it began in.
         current = self._engine._current
         if current.get() is self:
@@ -115,7 +115,7 @@ class Joined(Work):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None or not self._wants_commit:
-            self._joined.spoil()
+            self._joined.spoil(error)
 
 
 class JoinedScope(Joined, Scope):
