@@ -52,10 +52,7 @@ class Work(WorkBase):
     ) -> None:
         if error is not None:
             self.fail(error)
-        # Stored and not reset by token: the block may end in another context than it began in.
-        current = self._engine._current
-        if current.get() is self:
-            current.set(self._outer)
+        self.suspend()
         self._engine._end(self)
 
 
@@ -94,7 +91,7 @@ class Joined(Work):
     __slots__ = ("_joined",)
 
     def __init__(self, outer: Work) -> None:
-        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only)
+        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only, tenant=outer._tenant)
         self._joined = outer
 
     @property

@@ -70,7 +70,8 @@ def standby_dsn(primary: PostgresServer, replica: PostgresServer) -> str:
     return make_conninfo(primary.dsn, port=replica.port)
 
 
-def both_dsn(primary: PostgresServer, replica: PostgresServer, **changes: str) -> str:
-    """Return a connection string that names both servers, the `primary` first."""
+def both_dsn(servers: tuple[PostgresServer, PostgresServer], **changes: str) -> str:
+    """Return a connection string that names both `servers`, in this order, and the role of the first."""
+    primary, replica = servers
     hosts = {"host": "127.0.0.1,127.0.0.1", "port": f"{primary.port},{replica.port}"}
     return make_conninfo("", **conninfo_to_dict(primary.dsn) | hosts | changes)

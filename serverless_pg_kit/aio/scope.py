@@ -51,10 +51,7 @@ class Work(WorkBase):
     ) -> None:
         if error is not None:
             self.fail(error)
-        # Stored and not reset by token: the block may end in another context than it began in.
-        current = self._engine._current
-        if current.get() is self:
-            current.set(self._outer)
+        self.suspend()
         if kind is GeneratorExit and (self._slot is None or not is_loop_running()):  # async only
             return  # async only - its task is being collected: `__del__` sees to the connection
         await uninterrupted(self._engine._end(self))
@@ -95,7 +92,7 @@ class Joined(Work):
     __slots__ = ("_joined",)
 
     def __init__(self, outer: Work) -> None:
-        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only)
+        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only, tenant=outer._tenant)
         self._joined = outer
 
     @property

@@ -95,6 +95,26 @@ def test_request_without_a_block(make_engine: Any, ledger: str, superuser: Any) 
     assert engine.stats.in_use == 0
 
 
+def test_request_that_is_suspended(make_engine: Any) -> None:
+    """A host that calls a request in several pieces makes it the current one for each; in between it is not."""
+    engine = make_engine()
+    scope = engine.scope()
+    for _ in range(2):
+        scope.resume()
+        scope.resume()
+        with engine.request() as conn:
+            assert conn is scope.connection
+        scope.suspend()
+        with pytest.raises(RuntimeError, match="no request is open"):
+            _ = engine.connection
+
+    scope.resume()
+    scope.end()
+    with pytest.raises(RuntimeError, match="no request is open"):
+        _ = engine.connection
+    assert (engine.stats.connects, engine.stats.commits, engine.stats.in_use) == (1, 1, 0)
+
+
 def test_context_that_outlives_its_request_starts_a_new_one(make_engine: Any) -> None:
     """A task that was begun inside a request and goes on after it gets a request of its own."""
     engine = make_engine()

@@ -1,0 +1,67 @@
+"""Which `Work` belongs to the code that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from flask import g, has_app_context
+
+from serverless_pg_kit import Engine
+from serverless_pg_kit_flask.unwinding import handled
+from serverless_pg_kit_flask.work import Work
+
+
+class Places:
+    """The places of one extension where a `Work` is kept: a context variable while a web request is served, `flask.g`
+    (under `key`) for any other app context, those inside a web request and those of threads and commands.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = f"_{key}"
+        self._serving: ContextVar[Work | None] = ContextVar(key, default=None)
+
+    @contextmanager
+    def serving(self, work: Work) -> Iterator[None]:
+        """Let the code inside the block find `work`, the engine's current request."""
+        outer = self._serving.get()
+        self._serving.set(work)
+        try:
+            with work.current():
+                yield
+        finally:
+            self._serving.set(outer)
+
+    def find(self) -> Work | None:
+        """Return the work of the code that asks, ``None`` if there is none yet."""
+        work = self._serving.get()
+        if work is not None and not work.is_over and is_at_home(work):
+            return work
+        kept: Work | None = g.get(self._key) if has_app_context() else None
+        return kept
+
+    def begin(self, engine: Engine) -> Work:
+        """Return new work for the app context that is on top."""
+        work = Work(engine)
+        work.handled = handled()
+        setattr(g, self._key, work)
+        return work
+
+    def leave(self) -> Work | None:
+        """Return the work of the app context that is popped, and forget it."""
+        work: Work | None = g.pop(self._key, None)
+        return work
+
+
+def is_at_home(work: Work) -> bool:
+    """Tell whether the code that asks belongs to the web request of `work`, and not to an app context inside it.
+
+    Its home is the app context in which that was asked first. A generator that is streamed may have none.
+    """
+    if not has_app_context():
+        return True
+    here: object = g._get_current_object()
+    if work.home is None:
+        work.home = here
+    return work.home is here
