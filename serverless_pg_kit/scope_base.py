@@ -12,6 +12,7 @@ from serverless_pg_kit.decisions.deadline import Deadline
 
 if TYPE_CHECKING:
     from serverless_pg_kit.slots import Slot
+    from serverless_pg_kit.target import Tenant
 
 
 class WorkBase:
@@ -31,6 +32,7 @@ class WorkBase:
         "_slot",
         "_spoiled",
         "_tells_failure",
+        "_tenant",
         "_wants_commit",
         "begun_by_hand",
         "committed",
@@ -50,6 +52,7 @@ class WorkBase:
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
         *,
+        tenant: Tenant | None = None,
         transaction: bool = True,
     ) -> None:
         self.deadline: Deadline = deadline
@@ -60,6 +63,7 @@ class WorkBase:
         self.committed: bool = False
         self.begun_by_hand: bool = False
         self._engine = engine
+        self._tenant = tenant
         self._lock = self._make_lock()
         self._process = processes.generation
         self._slot: Slot | None = None
@@ -74,9 +78,19 @@ class WorkBase:
         return self._slot is not None
 
     @property
+    def is_direct(self) -> bool | None:
+        """Whether the connection's session is its own: False behind a pooler, ``None`` if there is no connection."""
+        return None if self._slot is None else self._slot.direct
+
+    @property
     def is_open(self) -> bool:
         """Whether the request goes on, in the process in which it began."""
         return self.report is None and self._process == processes.generation
+
+    def _is_for(self, tenant: Tenant | None) -> bool:
+        """Tell whether the request is for `tenant`, too."""
+        own = self._tenant
+        return own is tenant or (own is not None and tenant is not None and own.target is tenant.target)
 
     def fail(self) -> None:
         """Let the request end with a rollback, although no exception leaves it."""

@@ -20,6 +20,8 @@ from serverless_pg_kit.testing import PostgresServer
 MakeEngine = Callable[..., Engine]
 
 FRAMEWORKS: dict[str, str] = {
+    "django": "django",
+    "faas": "functions_framework",
     "flask": "flask",
     "powertools": "aws_lambda_powertools",
 }

@@ -191,7 +191,7 @@ class Cleaning(Acquiring, CleaningBase):
         order = self._reap_order(slot)
         if order is None:
             return ()
-        self._history.note_reap(order.interval)
+        slot.history.note_reap(order.interval)
         message = self.settings.statements.reap(self._fleet(slot), order.min_idle_seconds, order.limit, order.interval)
         answers, started = Answers(), self._clock.monotonic()
         try:
