@@ -39,9 +39,17 @@ class CleaningBase(EngineBase):
     """The part of cleaning that waits for nothing."""
 
     def _ending(self, slot: Slot, scope: WorkBase) -> Ending:
+        if slot.ahead is not None:
+            return self._unused_ending(slot)
         ending = self._wanted_ending(slot.conn, scope)
         # A COMMIT that was never sent is not an unknown one.
         return Ending.LOST if ending is Ending.COMMIT and not slot.line.is_alive() else ending
+
+    def _unused_ending(self, slot: Slot) -> Ending:
+        """Return how to end a transaction that was sent ahead and that nobody has used: the close exchange does it."""
+        slot.ahead.end()
+        is_open = slot.conn.pgconn.transaction_status == INTRANS and slot.line.is_alive()
+        return Ending.NOTHING if is_open else Ending.DISCARD
 
     def _wanted_ending(self, conn: AnyConnection, scope: WorkBase) -> Ending:
         status = TransactionStatus.ACTIVE if is_busy(conn) else conn.pgconn.transaction_status

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from psycopg import IsolationLevel
+from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from serverless_pg_kit.slots import Slot
     from serverless_pg_kit.target import Tenant
+
+Begins: TypeAlias = 'bool | Literal["ahead"]'
+"""Whether a connection is given out inside a transaction: True, or False for an idle one. ``"ahead"``: for one that
+looks idle, and whose first statement finds the transaction that psycopg would begin for it."""
 
 
 class WorkBase:
@@ -53,12 +60,12 @@ class WorkBase:
         read_only: bool | None,
         *,
         tenant: Tenant | None = None,
-        transaction: bool = True,
+        transaction: Begins = True,
     ) -> None:
         self.deadline: Deadline = deadline
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
-        self.transaction: bool = transaction
+        self.transaction: Begins = transaction
         self.report: CleanReport | None = None
         self.committed: bool = False
         self.begun_by_hand: bool = False
@@ -76,6 +83,14 @@ class WorkBase:
     def has_connection(self) -> bool:
         """Whether a connection was acquired and not yet given back."""
         return self._slot is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is a connection on which nothing is going on, as far as its user has asked for anything."""
+        slot = self._slot
+        if slot is None:
+            return False
+        return slot.ahead is not None or slot.conn.pgconn.transaction_status == TransactionStatus.IDLE
 
     @property
     def is_direct(self) -> bool | None:

@@ -84,6 +84,7 @@ class Slot:
         self.elected: tuple[int, float] | None = None
         self.census: Census | None = None  # taken in the present request
         self.watch: Any = None  # the shell's, while a request is watched
+        self.ahead: Any = None  # the shell's, while a transaction is open that was only sent ahead
         self.configures_session: bool = False
         self.wants_census: bool = False  # whatever is due
         self.farewell: str | None = None  # SQLSTATE of the server's last word
