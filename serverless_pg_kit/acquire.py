@@ -13,21 +13,23 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
+from serverless_pg_kit.ahead import Ahead
 from serverless_pg_kit.certificate import REFUSED, explained
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
 from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
-from serverless_pg_kit.errors import SettingsError
-from serverless_pg_kit.events import Retrying, Reused, Waited
+from serverless_pg_kit.errors import ConnectRejected, ServerlessPgError, SettingsError
+from serverless_pg_kit.events import CredentialsRefreshed, Retrying, Reused, Waited
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.line import Line
 from serverless_pg_kit.opening import Opening
+from serverless_pg_kit.provider import failure_of, read_answer
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope import Work
 from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
 from serverless_pg_kit.slots import Slot, Waiter
-from serverless_pg_kit.waiting import Bell, completed, drive, elsewhere, pause
+from serverless_pg_kit.waiting import Bell, asked, completed, drive, elsewhere, pause
 from serverless_pg_kit.watch import Watch
 
 EXPLAIN_SECONDS = 1.0
@@ -45,30 +47,35 @@ class Acquiring(AcquiringBase):
 
     def _acquire(self, scope: Work) -> Slot:
         started, wall = self._clock.monotonic(), self._clock.wall()
-        self._begin_work(started, wall)
+        target = self._begin_work(scope, started, wall)
         if scope.deadline.at <= started:
-            raise self._too_late(self._retry(scope, started))
-        granted, slot = self._slots.take()
+            raise self._too_late(self._retry(scope, target, started))
+        turn = started
+        granted, slot = self._slots.take(target)
         if not granted:
-            slot, wall = self._wait_in_line(self._retry(scope, started)), self._clock.wall()
+            slot = self._wait_in_line(self._retry(scope, target, started))
+            turn, wall = self._clock.monotonic(), self._clock.wall()
         try:
-            if slot is not None and self._is_usable(slot, wall) and self._open_idle(slot, scope, started):
+            if slot is not None and self._is_usable(slot, target, wall) and self._open_idle(slot, scope, started, turn):
                 slot.begun = started
                 self._announce.often(Reused, self._reused, slot, wall, started)
             else:
-                slot = self._open_fresh(scope, self._retry(scope, started))
+                slot = self._open_fresh(scope, self._retry(scope, target, started))
         except BaseException:
             if slot is not None:
                 slot.line.close()
             self._slots.give_back(None)
             raise
-        if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
+        is_watched = scope.deadline.at < math.inf or self.settings.hold_warning is not None
+        if is_watched:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
+        if scope.transaction == "ahead" and not slot.conn.autocommit:
+            slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:
         bell = Bell()
-        waiter = Waiter(bell.ring)
+        waiter = Waiter(retry.target, bell.ring)
         try:
             if not self._slots.ask(waiter) and bell.wait(retry.deadline.remaining()):
                 self._announce(Waited(retry.waited))
@@ -80,13 +87,15 @@ class Acquiring(AcquiringBase):
             raise self._no_turn(retry)
         return waiter.slot
 
-    def _open_idle(self, slot: Slot, scope: Work, started: float) -> bool:
-        left = min(scope.deadline.at - started, self.settings.max_wait)
+    def _open_idle(self, slot: Slot, scope: Work, started: float, turn: float) -> bool:
         is_queued = slot.direct is False  # a pooler lets BEGIN wait for one of its connections: that is no silence
-        until = min(scope.deadline.at, started + open_seconds(is_fresh=is_queued, remaining=left))
-        failure = self._open(slot, scope, Deadline(until, scope.deadline.now), until - started)
+        # However long the request has waited in line before its turn: that tells nothing about the connection.
+        began = started if is_queued else turn
+        left = min(scope.deadline.at - began, self.settings.max_wait)
+        until = min(scope.deadline.at, began + open_seconds(is_fresh=is_queued, remaining=left))
+        failure = self._open(slot, scope, Deadline(until, scope.deadline.now), until - began)
         if failure is not None and is_queued and scope.deadline.now() >= until:
-            raise self._no_pooled_turn(self._retry(scope, started), failure)
+            raise self._no_pooled_turn(self._retry(scope, slot.target, started), failure)
         return failure is None
 
     def _open_fresh(self, scope: Work, retry: Retry) -> Slot:
@@ -107,6 +116,8 @@ class Acquiring(AcquiringBase):
             self._pause(retry, outcome)
 
     def _pause(self, retry: Retry, failure: Failure) -> None:
+        if self._renew(retry, failure):
+            return
         delay, said = retry.delay(failure), retry.last_word(failure)
         if delay is None:
             raise self._give_up(retry, said)
@@ -117,13 +128,47 @@ class Acquiring(AcquiringBase):
         """Try each address once; of one host's addresses the next only if the network failed."""
         started = self._clock.monotonic()
         retry.lap()
-        params = self._parameters()
+        params = self._parameters(retry)
         outcome = self._try_addresses(self._resolve(params, retry), params, retry)
         seconds = self._clock.monotonic() - started
         retry.note(seconds)
         if isinstance(outcome, Slot):
-            self._history.note_connect(seconds)
+            outcome.history.note_connect(seconds)
         return outcome
+
+    def _parameters(self, retry: Retry) -> ConnParams:
+        """Return what to connect with; the credentials are asked for it, if there are any."""
+        credentials = self.settings.credentials
+        if credentials is None:
+            return self._new_parameters(retry, None)
+        if retry.params is None or retry.is_stale:
+            retry.params = self._new_parameters(retry, self._ask(retry, credentials))
+        return retry.params
+
+    def _renew(self, retry: Retry, failure: Failure) -> bool:
+        """Ask the credentials again after they were rejected, once; tell whether they say something else now."""
+        if not self._may_renew(retry, failure):
+            return False
+        rejected, started = retry.params, self._clock.monotonic()
+        retry.params, retry.is_renewed = None, True
+        self._invalidate()
+        has_changed = self._parameters(retry) != rejected
+        self._announce(CredentialsRefreshed(has_changed, self._clock.monotonic() - started))
+        return has_changed
+
+    def _ask(self, retry: Retry, credentials: Callable[[], object]) -> ConnParams:
+        """Return what the `credentials` say. Raises `ConnectRejected` for an exception in them; its own text may hold a
+        secret and is not shown."""
+        started, seconds = self._clock.monotonic(), self._asking_seconds(retry)
+        try:
+            answer = read_answer(asked(seconds, "credentials", credentials))
+        except ServerlessPgError as error:
+            raise self._gave_up(error, retry)  # noqa: B904 - it is the same one
+        except Exception as error:
+            problem = failure_of("credentials", error)
+        else:
+            return self._check_answer(retry, answer, started, seconds)
+        raise self._gave_up(ConnectRejected(problem, reason=problem), retry)
 
     def _resolve(self, params: ConnParams, retry: Retry) -> list[Address] | Refusal:
         seconds = self._attempt_deadline(retry, params, 1).remaining()
@@ -140,7 +185,7 @@ class Acquiring(AcquiringBase):
             deadline = self._attempt_deadline(retry, params, len(addresses) - position)
             result = drive(attempt(address, deadline, self._tracing.next()))
             if not isinstance(result, Refusal):
-                return self._adopt(result)
+                return self._adopt(result, retry)
             if REFUSED in result.message:
                 result = self._explained(result, address, deadline)
             failures[address.host] = self._understand(result, retry)
@@ -154,13 +199,13 @@ class Acquiring(AcquiringBase):
         message = elsewhere(seconds, explained, refusal.message, address.params, os.environ, seconds)
         return refusal._replace(message=message or refusal.message)
 
-    def _adopt(self, pgconn: pq_abc.PGconn) -> Slot:
+    def _adopt(self, pgconn: pq_abc.PGconn, retry: Retry) -> Slot:
         """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""
         conn: Any = self._connection(pgconn)
         try:
             unconfigured = Baseline(conn)
             talks = self._configure(conn)
-            slot = self._slot(conn, Baseline(conn, unconfigured))
+            slot = self._slot(conn, Baseline(conn, unconfigured), retry)
         except BaseException:
             Line(conn).close()
             raise
@@ -200,7 +245,7 @@ class Acquiring(AcquiringBase):
             slot.farewell = slot.farewell or lost.sqlstate or getattr(answers.error, "sqlstate", None)
             self._lose(slot, "open")
             if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE and slot.direct is not False:
-                self._condemn("a connection as old as this one lost its server in silence")
+                self._condemn("a connection as old as this one lost its server in silence", slot.history)
             return self._understand_loss(slot, answers.error or lost)
         except BaseException:
             self._drop(slot, "interrupted")

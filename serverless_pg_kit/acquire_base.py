@@ -12,22 +12,34 @@ from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.connect import Refusal
-from serverless_pg_kit.conninfo import ConnParams, complete, parameter
+from serverless_pg_kit.conninfo import (
+    ConnParams,
+    complete,
+    identity,
+    overlaid,
+    parameter,
+    raised_sslmode,
+)
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
-from serverless_pg_kit.decisions.deadline import Deadline, attempt_seconds, open_seconds
+from serverless_pg_kit.decisions.deadline import ATTEMPT_SECONDS, Deadline, attempt_seconds, open_seconds
 from serverless_pg_kit.decisions.pooler import NO_TURN, NO_TURN_ADVICE, could_be_pid, pooler_of
 from serverless_pg_kit.decisions.replay import is_fatal
-from serverless_pg_kit.errors import AcquireTimeout, ServerlessPgError
+from serverless_pg_kit.errors import AcquireTimeout, ServerlessPgError, SettingsError
 from serverless_pg_kit.events import Connected, Down, GaveUp, PoolerDetected, Refused, Reused
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.opening import Opening, introduce, plan_open
+from serverless_pg_kit.provider import Answer, invalidate
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope_base import WorkBase
 from serverless_pg_kit.session import AnyConnection, Baseline, assign, transaction_mode
 from serverless_pg_kit.settings import DEFAULT_FLEET, LONGEST_NAME
 from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.target import Target
 
 IDLE = int(TransactionStatus.IDLE)
+
+RENEWAL_PAUSE = 5.0
+"""Seconds, at least, between two times that rejected credentials are told to forget what they cached."""
 
 DOWN_SECONDS = 0.5
 """Longest attempt on one address of a server that was down a moment ago."""
@@ -36,19 +48,61 @@ DOWN_SECONDS = 0.5
 class AcquiringBase(EngineBase):
     """The part of acquiring that waits for nothing."""
 
-    def _retry(self, scope: WorkBase, started: float) -> Retry:
+    def _retry(self, scope: WorkBase, target: Target, started: float) -> Retry:
         """Return the record of an acquisition for `scope` that began at `started`."""
-        backoff = self._backoff._replace(max_retries=0) if self._history.is_down else self._backoff
-        return Retry(backoff, scope.deadline, self.settings.max_wait, self._clock, started)
+        backoff = self._backoff._replace(max_retries=0) if target.history.is_down else self._backoff
+        return Retry(backoff, scope.deadline, self.settings.max_wait, self._clock, started, target, scope._tenant)
 
-    def _parameters(self) -> ConnParams:
+    def _new_parameters(self, retry: Retry, answer: ConnParams | None) -> ConnParams:
+        """Return what to connect with: the settings, under the `answer` of the credentials, under what the request
+        names. Takes note of where that leads, and as whom."""
         params = self.settings.parameters(os.environ)
+        if answer is not None:
+            params = overlaid(params, raised_sslmode(params, answer, os.environ), os.environ)
+            self._identity = retry.identity = identity(answer)
+        if retry.tenant is not None:
+            params = overlaid(params, retry.tenant.parameters(), os.environ)
+        self._targets.settle(retry.target, params)
+        return complete(params, self._application_name(params), os.environ)
+
+    def _application_name(self, params: ConnParams) -> str:
         fleet = self.settings.application_name
         if fleet == DEFAULT_FLEET:
             fleet = params.get("application_name", fleet)
         function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "")
         name = f"{fleet}:{function}" if function else fleet
-        return complete(params, name[:LONGEST_NAME], os.environ)
+        return name[:LONGEST_NAME]
+
+    def _may_renew(self, retry: Retry, failure: Failure) -> bool:
+        """Tell whether the credentials should be asked again after `failure`: once, if it was theirs that failed."""
+        if failure.kind is not FailureKind.CREDENTIALS or self.settings.credentials is None or retry.is_renewed:
+            return False
+        return retry.tenant is None or "password" not in retry.tenant.parameters()
+
+    def _invalidate(self) -> None:
+        """Let the credentials forget what they cached, unless that was done a moment ago: a secret that stays wrong
+        must not be fetched anew for every request."""
+        pause = self._clock.wall() - self._invalidated_at
+        if not 0 <= pause < RENEWAL_PAUSE:
+            self._invalidated_at = self._clock.wall()
+            invalidate(self.settings.credentials)
+
+    def _asking_seconds(self, retry: Retry) -> float:
+        """Return how long the credentials may take: an acquisition without time, one attempt, leaves some for it."""
+        left = retry.deadline.remaining() if self.settings.max_wait else ATTEMPT_SECONDS
+        return min(left, retry.request_deadline.remaining())
+
+    def _check_answer(self, retry: Retry, answer: Answer, started: float, seconds: float) -> ConnParams:
+        """Return the credentials' `answer`, asked for at `started`. Raises `AcquireTimeout` if there is none within
+        `seconds`, and `SettingsError` if it is none that libpq takes."""
+        took = self._clock.monotonic() - started
+        if answer is None or took > seconds:
+            late = AcquireTimeout(f"`credentials` had not answered after {took:.2f} s", waited=retry.waited)
+            raise self._gave_up(late, retry)
+        if isinstance(answer, str):
+            raise self._gave_up(SettingsError(f"what `credentials` returned {answer}"), retry)
+        retry.asked_at = self._clock.wall()
+        return answer
 
     def _unresolved(self, params: ConnParams) -> Refusal:
         return Refusal(f'could not translate host name "{parameter(params, os.environ, "host")}": no answer in time')
@@ -60,18 +114,17 @@ class AcquiringBase(EngineBase):
             remaining=retry.deadline.remaining(),
             addresses_left=addresses_left,
         )
-        return retry.request_deadline.within(min(seconds, DOWN_SECONDS) if self._history.is_down else seconds)
+        return retry.request_deadline.within(min(seconds, DOWN_SECONDS) if retry.target.history.is_down else seconds)
 
     def _give_up(self, retry: Retry, failure: Failure) -> ServerlessPgError:
         """Return the error that ends an acquisition; a server that is plainly down is not waited for again soon."""
         is_spent = retry.waited >= self.settings.max_wait / 2
-        if failure.kind is FailureKind.NETWORK and is_spent and not self._history.is_down and self.settings.down_ttl:
-            self._note_down(self.settings.down_ttl * (0.5 + self._clock.dice()))
+        history = retry.target.history
+        if failure.kind is FailureKind.NETWORK and is_spent and not history.is_down and self.settings.down_ttl:
+            seconds = self.settings.down_ttl * (0.5 + self._clock.dice())
+            history.note_down(seconds)
+            self._announce(Down(seconds))
         return self._gave_up(retry.error(failure), retry)
-
-    def _note_down(self, seconds: float) -> None:
-        self._history.note_down(seconds)
-        self._announce(Down(seconds))
 
     def _too_late(self, retry: Retry) -> ServerlessPgError:
         return self._gave_up(
@@ -111,7 +164,7 @@ class AcquiringBase(EngineBase):
         failure = classify(refusal.message, refusal.codes, rules)
         self._tracing.learn(refusal.message, classify(refusal.message, (), rules).kind is not FailureKind.UNKNOWN)
         if failure.kind is FailureKind.CAPACITY:
-            self._history.note_refusal()
+            retry.target.history.note_refusal()
         self._announce(Refused(failure.kind.value, failure.message, failure.code, retry.attempts + 1, retry.lap()))
         return failure
 
@@ -121,7 +174,7 @@ class AcquiringBase(EngineBase):
         assign(conn, "autocommit", self.settings.autocommit)
         return conn
 
-    def _slot(self, conn: AnyConnection, baseline: Baseline) -> Slot:
+    def _slot(self, conn: AnyConnection, baseline: Baseline, retry: Retry) -> Slot:
         now = self._clock.wall()
         lifetime = self.settings.max_lifetime
         slot = Slot(
@@ -129,6 +182,8 @@ class AcquiringBase(EngineBase):
             self._line_class(conn),
             baseline,
             fleet=(conn.pgconn.parameter_status(b"application_name") or b"").decode().partition(":")[0],
+            target=retry.target,
+            identity=retry.identity,
             born=now,
             expires=float("inf") if lifetime is None else now + lifetime * (1 - self._clock.dice() / 10),
             generation=self._slots.generation,
@@ -158,15 +213,18 @@ class AcquiringBase(EngineBase):
     def _fresh_open_deadline(self, retry: Retry) -> Deadline:
         return retry.request_deadline.within(open_seconds(is_fresh=True, remaining=retry.deadline.remaining()))
 
-    def _is_usable(self, slot: Slot, now: float) -> bool:
-        """Tell whether an idle connection may serve a request, as far as can be seen without a round trip.
+    def _is_usable(self, slot: Slot, target: Target, now: float) -> bool:
+        """Tell whether an idle connection may serve a request for `target`, as far as can be seen without a round trip.
 
         One that may not is closed. `now` is the time of day.
         """
         is_current = now < slot.best_before and slot.generation == self._slots.generation
-        if is_current and slot.line.is_alive() and slot.conn.pgconn.transaction_status == IDLE:
+        is_ours = slot.target is target and slot.identity == self._identity
+        if is_current and is_ours and slot.line.is_alive() and slot.conn.pgconn.transaction_status == IDLE:
             return True
-        if now >= slot.expires:
+        if slot.target is not target:
+            self._drop(slot, "a request for another conninfo needed its place")
+        elif now >= slot.expires:
             self._expire(slot, "max_lifetime", now - slot.born)
         elif now >= slot.best_before:
             self._expire(slot, "lease", now - slot.idle_since)
@@ -174,6 +232,8 @@ class AcquiringBase(EngineBase):
             self._drop(slot, "a connection as old as this one was found dead")
         elif slot.conn.pgconn.status == ConnStatus.BAD:
             self._lose(slot, "peek")
+        elif not is_ours:
+            self._drop(slot, "the credentials are others now")
         else:
             self._drop(slot, "it was used after its request had ended")
         return False
@@ -198,7 +258,7 @@ class AcquiringBase(EngineBase):
             reset=settings.reset,
             ping=not begins and slot.lent > 0 and self._idle_seconds(slot) >= settings.check_after,
             session=settings.session if slot.direct is None else {},
-            census=self._census_message(slot) if slot.direct is None and self._may_census else "",
+            census=self._census_message(slot) if slot.direct is None and self._may_census(slot) else "",
         )
 
     def _introduce(self, slot: Slot, opening: Opening, answers: Answers) -> None:
@@ -211,12 +271,12 @@ class AcquiringBase(EngineBase):
             if not slot.direct:
                 self._leave_alone(slot, "the server's pid is another one than at connect")
             elif opening.census and len(tables) > 1 and tables[0]:
-                slot.census = self._read_census(tables[0][0])
+                slot.census = self._read_census(slot, tables[0][0])
 
     def _can_do_without(self, slot: Slot, opening: Opening, answers: Answers) -> bool:
         """Tell whether the open can be sent again without what failed in it: a census, or a prepared statement."""
         if opening.census and answers.error is not None and not answers.tables:  # the census comes first
-            self._census_failed(answers.error)
+            self._census_failed(slot, answers.error)
             return True
         return self._lacks_prepared(slot, answers)
 

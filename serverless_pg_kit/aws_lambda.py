@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from psycopg import IsolationLevel
 
 from serverless_pg_kit.base import EngineBase
+from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit.decisions.deadline import request_budget
 from serverless_pg_kit.engine import Engine
 from serverless_pg_kit.handlers import Injection, is_async, plan_injection, refuse_unfinished, status_of
@@ -62,6 +63,7 @@ def with_db(
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
     join: bool = True,
+    conninfo: Conninfo | Callable[..., Conninfo | None] | None = None,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
 def with_db(
     target: Any = None,
@@ -72,6 +74,7 @@ def with_db(
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
     join: bool = True,
+    conninfo: Conninfo | Callable[..., Conninfo | None] | None = None,
 ) -> Any:
     """Run a handler as one request: it commits on success, rolls back on failure, and cleans up.
 
@@ -84,12 +87,19 @@ def with_db(
 
     A dictionary with a ``statusCode`` of 500 or more rolls back. `deadline` is in seconds; ``None`` takes the remaining
     time of the context, the first argument with ``get_remaining_time_in_millis()``, less the setting
-    ``deadline_margin``; ``math.inf`` opts out. `isolation_level`, `read_only` and `join` are those of `Engine.request`:
-    with ``join=False`` a function that is called for each record of a batch commits on its own.
+    ``deadline_margin``; ``math.inf`` opts out. `isolation_level`, `read_only`, `join` and `conninfo` are those of
+    `Engine.request`: with ``join=False`` a function that is called for each record of a batch commits on its own;
+    `conninfo` may also be a callable that gets the handler's arguments and returns it.
 
     The decorated handler raises what `Engine.request` raises. Raises ``TypeError`` when decorating what is no handler.
     """
-    options = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only, "join": join}
+    options = {
+        "deadline": deadline,
+        "isolation_level": isolation_level,
+        "read_only": read_only,
+        "join": join,
+        "conninfo": conninfo,
+    }
     if target is None or isinstance(target, EngineBase):
         return functools.partial(_decorate, engine=target, inject=inject, options=options)
     return _decorate(target, None, inject, options)
@@ -116,7 +126,7 @@ def run_blocking(
     @functools.wraps(handler)
     def run(*args: Any, **kwargs: Any) -> Any:
         target = default_engine() if engine is None else engine
-        with target.scope(**with_budget(options, (*args, *kwargs.values()), target)) as scope:
+        with target.scope(**for_call(options, args, kwargs, target)) as scope:
             if plan.is_wanted(args, kwargs):
                 kwargs[plan.name] = scope.connection
             result = handler(*args, **kwargs)
@@ -135,7 +145,7 @@ def run_async(
     @functools.wraps(handler)
     async def run(*args: Any, **kwargs: Any) -> Any:
         target = default_async_engine() if engine is None else engine
-        async with target.scope(**with_budget(options, (*args, *kwargs.values()), target)) as scope:
+        async with target.scope(**for_call(options, args, kwargs, target)) as scope:
             if plan.is_wanted(args, kwargs):
                 kwargs[plan.name] = await scope.connection
             result = await handler(*args, **kwargs)
@@ -144,6 +154,16 @@ def run_async(
             return result
 
     return run
+
+
+def for_call(
+    options: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], engine: EngineBase
+) -> dict[str, Any]:
+    """Return `options` for a call with these arguments: those of `with_budget`, and whose `conninfo` it is for."""
+    own = with_budget(options, (*args, *kwargs.values()), engine)
+    if callable(own["conninfo"]):
+        own["conninfo"] = own["conninfo"](*args, **kwargs)
+    return own
 
 
 def with_budget(options: Mapping[str, Any], arguments: tuple[Any, ...], engine: EngineBase) -> dict[str, Any]:

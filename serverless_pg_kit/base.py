@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from psycopg import Connection, sql
@@ -15,6 +16,7 @@ from psycopg import Connection, sql
 from serverless_pg_kit import processes, snapstart
 from serverless_pg_kit.announcer import Announcer
 from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit.crowd import Crowd
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, read_census
@@ -34,12 +36,14 @@ from serverless_pg_kit.events import (
     Thawed,
 )
 from serverless_pg_kit.exchange import Answers
-from serverless_pg_kit.history import History
+from serverless_pg_kit.history import NEVER, History
 from serverless_pg_kit.line import LineBase
+from serverless_pg_kit.scope_base import WorkBase
 from serverless_pg_kit.session import AnyConnection
 from serverless_pg_kit.settings import LISTENER, Settings, is_listener
-from serverless_pg_kit.slots import Slot, Slots
+from serverless_pg_kit.slots import OUTDATED, Slot, Slots
 from serverless_pg_kit.sqlstate import TraceRation
+from serverless_pg_kit.target import Target, Targets, Tenant
 
 if TYPE_CHECKING:
     from serverless_pg_kit.stats import Stats
@@ -74,6 +78,7 @@ class EngineBase:
         self.settings.parameters(os.environ)  # so that a bad DATABASE_URL is told here and not in the first request
         self._connection_class = self._checked_class()
         self._clock = Clock()
+        self._own = Target(History(self._clock, self.settings))
         self._current: ContextVar[Any] = ContextVar("serverless_pg_kit.scope", default=None)
         self._announce = Announcer(self.settings.listeners(), self._current, self.settings.application_name)
         self._slots = Slots(self.settings.max_size)
@@ -96,14 +101,25 @@ class EngineBase:
         return own if wanted is Connection else wanted
 
     def _start(self) -> None:
-        self._history = History(self._clock, self.settings)
-        self._census_refused_until = 0.0
+        new_history = partial(History, self._clock, self.settings)  # no method: a cycle would keep the engine open
+        self._targets = Targets(new_history)
+        self._own.history, self._own.address = new_history(), None
+        self._drift = self._clock.wall() - self._clock.monotonic()
+        self._identity: bytes | None = None  # who the credentials said we are, the last time
+        self._invalidated_at = NEVER
         self._no_deadline = deadline_after(None, self._clock.monotonic)
+
+    @property
+    def _history(self) -> History:
+        """What was seen of the settings' own server."""
+        return self._own.history
 
     def _live_by(self, clock: Clock) -> None:
         """Take time and chance from `clock` from now on, and forget what was seen by another one."""
         self._clock = clock
         self._start()
+        for slot in self._open_slots:
+            slot.history = self._own.history
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._slots.taken} in use, {self._slots.idle} idle, {self.settings!r}>"
@@ -128,6 +144,14 @@ class EngineBase:
             raise SettingsError(f"add_listener({type(listener).__name__}) is not allowed: {LISTENER}")
         self._announce.add_listener(listener)
 
+    def retire(self) -> None:
+        """Close all connections: idle ones now, others when their requests end, the current one's too.
+
+        Nothing is rolled back and nothing is waited for. New requests open new connections.
+        """
+        self._check_process()
+        self._condemn("it was retired")
+
     def _check_process(self) -> None:
         if self._slots.process != processes.generation:
             self._start_anew()
@@ -143,18 +167,29 @@ class EngineBase:
         self._start()
         self._announce(Restarted("fork", abandoned))
 
+    def _tenant(self, conninfo: Conninfo) -> Tenant | None:
+        """Return whom a request with `conninfo` is for, ``None`` for the settings' own. Raises `SettingsError`."""
+        return self._targets.tenant(conninfo, self.settings.parameters)
+
     def _deadline(self, seconds: float | None) -> Deadline:
         return self._no_deadline if seconds is None else deadline_after(seconds, self._clock.monotonic)
 
-    def _begin_work(self, monotonic: float, wall: float) -> None:
-        """Look at what happened since the last request: a fork, a thaw, requests that nobody ended. Both are clocks."""
+    def _begin_work(self, scope: WorkBase, monotonic: float, wall: float) -> Target:
+        """Look at what happened since the last request: a fork, a thaw, requests that nobody ended. Both are clocks.
+
+        Monotonic time may stop in a freeze, the time of day does not. Returns whom `scope` is for.
+        """
         if self._slots.process != processes.generation:
             self._start_anew()
         if self._forgotten:
             self._reclaim()
-        frozen = self._history.note_request(monotonic, wall)
+        drift = wall - monotonic
+        frozen, self._drift = drift - self._drift, drift
+        target = self._own if scope._tenant is None else scope._tenant.target
+        target.history.note_request(wall)
         if frozen > THAW_SECONDS:
             self._announce(Thawed(frozen))
+        return target
 
     def _reclaim(self) -> None:
         """Close the connections of requests that were begun by hand and collected before they ended."""
@@ -163,8 +198,12 @@ class EngineBase:
             self._slots.give_back(None)
             self._drop(slot, "its request was never ended")
 
-    def _condemn(self, reason: str) -> None:
-        condemned = self._slots.condemn()
+    def _condemn(self, reason: str, server: History | None = None) -> None:
+        """Close all idle connections, or those to one `server`, and let those in use be the last of their kind."""
+        condemned = self._slots.condemn(server)
+        for slot in self._open_slots if server is not None else ():
+            if slot.history is server:
+                slot.generation = OUTDATED
         for slot in condemned:
             _close(slot)
         for slot in condemned:
@@ -184,19 +223,18 @@ class EngineBase:
     def _census_message(self, slot: Slot) -> str:
         return self.settings.statements.census(self._fleet(slot), slot.pid)
 
-    @property
-    def _may_census(self) -> bool:
-        """Whether a census may be asked for: unless the server refused one a moment ago."""
-        return self._clock.wall() >= self._census_refused_until
+    def _may_census(self, slot: Slot) -> bool:
+        """Tell whether a census may be asked for: unless the server refused one a moment ago."""
+        return self._clock.wall() >= slot.history.census_refused_until
 
-    def _census_failed(self, error: Exception) -> None:
+    def _census_failed(self, slot: Slot, error: Exception) -> None:
         self._maintenance_failed("census", error)
-        self._census_refused_until = self._clock.wall() + max(self.settings.census_ttl, CENSUS_PAUSE)
+        slot.history.census_refused_until = self._clock.wall() + max(self.settings.census_ttl, CENSUS_PAUSE)
 
-    def _read_census(self, row: list[str | None]) -> Census:
+    def _read_census(self, slot: Slot, row: list[str | None]) -> Census:
         """Return the census in `row` and remember it; it says when the next one is due."""
         census = read_census([int(value or 0) for value in row], self.settings.max_connections)
-        self._history.note_census(census, self._clock.dice())
+        slot.history.note_census(census, self._clock.dice())
         self._announce(Counted(census.used, census.fleet_used, census.room))
         self._check_size(census.ceiling)
         return census

@@ -39,9 +39,17 @@ class CleaningBase(EngineBase):
     """The part of cleaning that waits for nothing."""
 
     def _ending(self, slot: Slot, scope: WorkBase) -> Ending:
+        if slot.ahead is not None:
+            return self._unused_ending(slot)
         ending = self._wanted_ending(slot.conn, scope)
         # A COMMIT that was never sent is not an unknown one.
         return Ending.LOST if ending is Ending.COMMIT and not slot.line.is_alive() else ending
+
+    def _unused_ending(self, slot: Slot) -> Ending:
+        """Return how to end a transaction that was sent ahead and that nobody has used: the close exchange does it."""
+        slot.ahead.end()
+        is_open = slot.conn.pgconn.transaction_status == INTRANS and slot.line.is_alive()
+        return Ending.NOTHING if is_open else Ending.DISCARD
 
     def _wanted_ending(self, conn: AnyConnection, scope: WorkBase) -> Ending:
         status = TransactionStatus.ACTIVE if is_busy(conn) else conn.pgconn.transaction_status
@@ -68,7 +76,7 @@ class CleaningBase(EngineBase):
 
     def _usual_routine(self, slot: Slot) -> Routine | None:
         """Return the routine of `slot`, if it says all that is to be said at the end of this request."""
-        routine, history = slot.routine, self._history
+        routine, history = slot.routine, slot.history
         if routine is None or slot.census is not None or slot.wants_census or slot.elected is not None:
             return None
         holds = routine.lease is None or routine.lease is history.calm
@@ -76,7 +84,7 @@ class CleaningBase(EngineBase):
 
     def _next_routine(self, slot: Slot, lease: Lease | None) -> Routine | None:
         """Return the routine of `slot` from now on: there is one while there is room."""
-        if not self.settings.reset or not (lease is None or lease is self._history.calm):
+        if not self.settings.reset or not (lease is None or lease is slot.history.calm):
             return None
         return plan_routine(slot, self.settings.statements, lease, self.settings.session)
 
@@ -94,7 +102,7 @@ class CleaningBase(EngineBase):
         """Return how long `slot` may stay idle after this request, ``None`` where there are no leases."""
         if not slot.direct or self._strategy(slot) != "lease":
             return None
-        lease = self._history.lease(slot.born, slot.waited)
+        lease = slot.history.lease(slot.born, slot.waited)
         if slot.elected is None and not slot.is_autocommit:
             return lease
         return self._longer_lease(slot, lease)
@@ -111,7 +119,7 @@ class CleaningBase(EngineBase):
     def _closing(self, slot: Slot, lease: Lease | None, *, commit: bool) -> Closing:
         """Return the close exchange: an empty message if there is nothing to do."""
         settings, now = self.settings, self._clock.wall()
-        is_due = slot.direct and (slot.wants_census or (now >= self._history.census_at and self._may_census))
+        is_due = slot.direct and (slot.wants_census or (now >= slot.history.census_at and self._may_census(slot)))
         return plan_close(
             slot,
             settings.statements,
@@ -130,9 +138,9 @@ class CleaningBase(EngineBase):
             raise error
         slot.prepared = slot.prepared or closing.prepares
         if error is not None:
-            self._census_failed(error)
+            self._census_failed(slot, error)
         elif closing.census:
-            slot.census = self._read_census(answers.rows[0])
+            slot.census = self._read_census(slot, answers.rows[0])
 
     def _close_failed(self, ending: Ending, answers: Answers, error: BaseException) -> None:
         """Announce that the end of a request failed, unless the caller hears of it anyway."""
@@ -155,7 +163,7 @@ class CleaningBase(EngineBase):
             max_kills=settings.max_kills,
             interval=settings.census_ttl,
         )
-        return None if order is not None and order.interval and not self._history.may_reap else order
+        return None if order is not None and order.interval and not slot.history.may_reap else order
 
     def _is_unsettled(self, slot: Slot, lease: Lease) -> bool:
         has = slot.lease or 0.0
@@ -204,7 +212,7 @@ class CleaningBase(EngineBase):
         now = self._clock.wall()
         slot.idle_since, slot.census = now, None
         slot.best_before = slot.expires if slot.lease is None else min(slot.expires, now + slot.lease)
-        self._history.released_at = now
+        slot.history.released_at = now
         begun = slot.begun  # read while it is ours
         is_kept = self._slots.give_back(slot if keep else None)
         if keep and not is_kept:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
 SECRETS = ("password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 MASK = "***"
+DEFAULTS = {"port": "5432"}
+"""What libpq takes where nothing is said."""
+
+_KEY = os.urandom(32)
 
 SAFE_DEFAULTS: Mapping[str, str] = {
     "gssencmode": "disable",
@@ -33,10 +41,22 @@ ENVIRONMENT_NAMES = {
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
     "port": "PGPORT",
+    "user": "PGUSER",
+    "service": "PGSERVICE",
     "password": "PGPASSWORD",
     "connect_timeout": "PGCONNECT_TIMEOUT",
     "target_session_attrs": "PGTARGETSESSIONATTRS",
 }
+
+
+ADDRESS = ("host", "hostaddr", "port", "service")
+"""libpq parameters that say where the server is: who names another host means another address, not half of it."""
+
+SSLMODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+"""libpq's values of `sslmode`, the stricter the later."""
+
+Conninfo: TypeAlias = str | Mapping[str, str | int | None]
+"""A connection string or URL, or libpq's parameters by name; those that are ``None`` are left out."""
 
 
 class ConnParams(dict[str, str]):
@@ -92,6 +112,36 @@ def parse_conninfo(conninfo: str) -> ConnParams:
     return params
 
 
+def read_conninfo(value: object) -> ConnParams:
+    """Return the parameters that `value` names, a connection string or a mapping.
+
+    Raises ``ValueError`` for anything else, and for parameters that libpq does not know. The message quotes no value.
+    """
+    if isinstance(value, str):
+        return parse_conninfo(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"is a {type(value).__name__}: a connection string, or a mapping of libpq's parameters is needed"
+        )
+    given = {name: each for name, each in value.items() if each is not None}
+    for name, each in given.items():
+        if not isinstance(name, str) or not isinstance(each, (str, int)) or isinstance(each, bool):
+            raise ValueError("has a parameter that is no text: a mapping of libpq's parameters to texts is needed")
+    return check_params(ConnParams({name: str(each) for name, each in given.items()}))
+
+
+def check_params(params: ConnParams) -> ConnParams:
+    """Return `params`. Raises ``ValueError``, quoting no value, if libpq does not take them."""
+    try:
+        params.conninfo()
+        problem = suspicious("", params)
+    except ProgrammingError:
+        problem = f"has a parameter that libpq does not know, among {', '.join(params)}"
+    if problem:  # raised out here, because the caught error's context may hold a password
+        raise ValueError(problem)
+    return params
+
+
 def suspicious(conninfo: str, params: Mapping[str, str]) -> str:
     """Return what is wrong with a connection string that libpq can parse, without quoting it; empty if nothing is."""
     hosts, ports = params.get("host", "").split(","), params.get("port", "").split(",")
@@ -119,6 +169,52 @@ def complete(params: ConnParams, application_name: str, environ: Mapping[str, st
         defaults["sslmode"] = "require"
     wanted = {name: value for name, value in defaults.items() if ENVIRONMENT_NAMES.get(name, "") not in environ}
     return ConnParams(wanted | params | {"application_name": application_name})
+
+
+def overlaid(params: ConnParams, over: ConnParams, environ: Mapping[str, str]) -> ConnParams:
+    """Return `params` with those of `over` in their place.
+
+    An address is replaced as a whole: another host does not keep the port of the first. And a secret goes nowhere but
+    where it was given for: to another address or user none of those in `params` or `environ` is taken along.
+    """
+    is_elsewhere = not over.keys().isdisjoint(("host", "hostaddr", "service"))
+    kept = {name: value for name, value in params.items() if not (is_elsewhere and name in ADDRESS)}
+    if principal(kept | over, environ) != principal(params, environ):
+        kept = {name: value for name, value in kept.items() if name not in SECRETS} | {"password": ""}
+    return ConnParams(kept | over)
+
+
+def principal(params: Mapping[str, str], environ: Mapping[str, str]) -> list[str]:
+    """Return who logs in where: what a secret belongs to."""
+    return [parameter(params, environ, name) or DEFAULTS.get(name, "") for name in (*ADDRESS, "user")]
+
+
+def raised_sslmode(params: ConnParams, over: ConnParams, environ: Mapping[str, str]) -> ConnParams:
+    """Return `over` with the stricter of both `sslmode`: who asks for a certificate's check keeps it."""
+    by_system = "system" in (params.get("sslrootcert"), environ.get("PGSSLROOTCERT"))
+    own, other = "verify-full" if by_system else parameter(params, environ, "sslmode"), over.get("sslmode")
+    if own in SSLMODES and other in SSLMODES and SSLMODES.index(own) > SSLMODES.index(other):
+        return ConnParams(over | {"sslmode": own})
+    return over
+
+
+def address(params: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return where the server of `params` is, without anything secret: the same for all its databases and roles."""
+    names = (*ADDRESS, "target_session_attrs")
+    return tuple(parameter(params, environ, name) or DEFAULTS.get(name, "") for name in names)
+
+
+def fingerprint(value: object) -> bytes:
+    """Return what tells `value`, by its plain `repr`, from others in this process. Nothing in it can be read from the
+    result, nor guessed: the key is random, and known to no other process."""
+    from hashlib import blake2b  # few functions need it
+
+    return blake2b(repr(value).encode(errors="surrogatepass"), key=_KEY, digest_size=32).digest()
+
+
+def identity(params: Mapping[str, str]) -> bytes:
+    """Return what tells who logs in where, and how, from others: all of `params` but the secrets."""
+    return fingerprint(sorted(item for item in params.items() if item[0] not in SECRETS))
 
 
 def split_hosts(params: Mapping[str, str], environ: Mapping[str, str]) -> list[Host]:

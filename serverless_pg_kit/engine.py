@@ -14,6 +14,7 @@ from psycopg import Connection, Error, IsolationLevel
 
 from serverless_pg_kit.clean import Cleaning
 from serverless_pg_kit.clean_base import CLOSE_SECONDS
+from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
@@ -22,6 +23,7 @@ from serverless_pg_kit.decisions.replay import replay_delay
 from serverless_pg_kit.events import Replaying
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.scope import JoinedRequest, JoinedScope, Request, Scope, Work
+from serverless_pg_kit.scope_base import Begins
 from serverless_pg_kit.waiting import pause
 
 R = TypeVar("R")
@@ -44,23 +46,30 @@ class Engine(Cleaning):
         isolation_level: IsolationLevel | None = None,
         read_only: bool | None = None,
         join: bool = True,
+        conninfo: Conninfo | None = None,
     ) -> Request:
         """Give a connection, inside a transaction, for the length of a ``with`` block; the engine closes it.
 
         Success commits, an exception rolls back. `deadline` is in seconds from now: it bounds the acquisition and, on
         the server, every statement; ``None`` inherits that of an enclosing request, otherwise there is no limit;
         ``math.inf`` opts out. `isolation_level` and `read_only` hold for this transaction; ``None`` leaves them to the
-        connection. A request inside a request joins it, unless `join` is False.
+        connection. `conninfo`, a connection string or a mapping of libpq's parameters, is another tenant's: what it
+        names comes over the settings, and the connection has never served anybody else; ``None`` inherits that of an
+        enclosing request, an empty one is the settings' own. A request inside a request joins it, unless `join` is
+        False or it has another `conninfo`.
 
-        Raises `AcquireTimeout`, `TooManyConnections`, `ConnectRejected` or `CredentialsRejected` before the block, and
-        `TransactionFailed`, `CommitUnknown` or the server's error about COMMIT after it.
+        Raises `SettingsError` for a bad `conninfo`; `AcquireTimeout`, `TooManyConnections`, `ConnectRejected` or
+        `CredentialsRejected` before the block, and `TransactionFailed`, `CommitUnknown` or the server's error about
+        COMMIT after it.
         """
         outer = self._current.get()
         if outer is None or not outer.is_open:
-            return Request(self, self._deadline(deadline), isolation_level, read_only)
-        if join:
+            tenant = None if conninfo is None else self._tenant(conninfo)
+            return Request(self, self._deadline(deadline), isolation_level, read_only, tenant=tenant)
+        tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
+        if join and outer._is_for(tenant):
             return JoinedRequest(outer)
-        return Request(self, self._inherited(outer, deadline), isolation_level, read_only)
+        return Request(self, self._inherited(outer, deadline), isolation_level, read_only, tenant=tenant)
 
     def scope(
         self,
@@ -69,7 +78,8 @@ class Engine(Cleaning):
         isolation_level: IsolationLevel | None = None,
         read_only: bool | None = None,
         join: bool = True,
-        transaction: bool = True,
+        conninfo: Conninfo | None = None,
+        transaction: Begins = True,
     ) -> Scope:
         """Return a request to enter by ``with``; it acquires nothing before its `connection` is touched.
 
@@ -77,17 +87,24 @@ class Engine(Cleaning):
         in psycopg's ways, and may set ``autocommit``. Everything else is done as for any request: the open proves that
         the connection lives, takes the guard, raises the lease and sets the deadline's time-outs; the end resets the
         session, after a transaction that was left open is committed, or rolled back after `Scope.fail`. It costs
-        a round trip at the begin and one at the end; `isolation_level` and `read_only` say nothing then. A request that
+        a round trip at the begin and one at the end; `isolation_level` and `read_only` say nothing then. ``"ahead"``
+        saves the round trip of psycopg's own BEGIN: one is sent along with the open. A statement finds it, and whatever
+        else comes first takes it back and finds the connection idle (only ``conn.info`` tells of it). A request that
         joins another takes what that one has.
 
         The other arguments and errors are those of `request`.
         """
         outer = self._current.get()
         if outer is None or not outer.is_open:
-            return Scope(self, self._deadline(deadline), isolation_level, read_only, transaction=transaction)
-        if join:
+            tenant = None if conninfo is None else self._tenant(conninfo)
+            return Scope(
+                self, self._deadline(deadline), isolation_level, read_only, tenant=tenant, transaction=transaction
+            )
+        tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
+        if join and outer._is_for(tenant):
             return JoinedScope(outer)
-        return Scope(self, self._inherited(outer, deadline), isolation_level, read_only, transaction=transaction)
+        until = self._inherited(outer, deadline)
+        return Scope(self, until, isolation_level, read_only, tenant=tenant, transaction=transaction)
 
     def _inherited(self, outer: Work, deadline: float | None) -> Deadline:
         return outer.deadline if deadline is None else self._deadline(deadline)
@@ -100,21 +117,25 @@ class Engine(Cleaning):
         deadline: float | None = None,
         isolation_level: IsolationLevel | None = None,
         read_only: bool | None = None,
+        conninfo: Conninfo | None = None,
     ) -> R:
         """Return what ``work(conn)`` returns, run as a request of its own, all of it or nothing.
 
         It is run again, on a fresh transaction, after a serialization failure, a deadlock, or a connection lost before
         COMMIT was sent: at most `attempts` times in all, and within `deadline` seconds. So it must not commit by
-        itself, nor do elsewhere what may not be done twice. The other arguments are those of `request`.
+        itself, nor do elsewhere what may not be done twice. The other arguments are those of `request`; `conninfo` is
+        inherited from an enclosing one, too.
 
         Raises the error of the last run; `CommitUnknown`, never tried again, if the connection was lost during COMMIT;
         and what `request` raises. Inside another request it takes a second connection, of which `max_size` must allow.
         """
         until, run = self._deadline(deadline), 0
+        outer = self._open_scope()
+        tenant = self._tenant(conninfo) if conninfo is not None else None if outer is None else outer._tenant
         while True:
             run += 1
             try:
-                with Request(self, until, isolation_level, read_only) as conn:
+                with Request(self, until, isolation_level, read_only, tenant=tenant) as conn:
                     return work(conn)
             except Error as error:
                 delay = replay_delay(error, attempts=run, limit=attempts, dice=self._clock.dice())
@@ -134,22 +155,26 @@ class Engine(Cleaning):
             raise RuntimeError("no request is open: use @with_db, engine.request(), engine.scope() or engine.connect()")
         return scope.connection
 
-    def connect(self, *, deadline: float | None = None) -> Connection[Any]:
+    def connect(self, *, deadline: float | None = None, conninfo: Conninfo | None = None) -> Connection[Any]:
         """Begin a request by hand and return its connection; end it with `clean`, best in a ``finally``.
 
-        `deadline` and errors are those of `request`. If a request is open, it is joined and its connection returned;
-        but one that was begun by hand and lost its connection is taken for forgotten, and a new one begins.
+        `deadline`, `conninfo` and errors are those of `request`. If a request is open, it is joined and its connection
+        returned; but one that was begun by hand and lost its connection is taken for forgotten, and a new one begins.
+        Raises ``RuntimeError`` if the open one has another `conninfo`.
         """
+        tenant = None if conninfo is None else self._tenant(conninfo)
         scope = self._open_scope()
         if scope is not None and scope.begun_by_hand and not self._is_connected(scope):
             self._abort(scope)
             scope = None
         if scope is None:
-            scope = Scope(self, self._deadline(deadline), None, None)
+            scope = Scope(self, self._deadline(deadline), None, None, tenant=tenant)
             scope.begun_by_hand = True
             conn = scope.connection
             self._current.set(scope)
             return conn
+        if conninfo is not None and not scope._is_for(tenant):
+            raise RuntimeError("a request with another conninfo is open: end it first, or use request()")
         return scope.connection
 
     def clean(self) -> CleanReport:
@@ -177,12 +202,14 @@ class Engine(Cleaning):
         self._reclaim()
         self._condemn("the engine was closed")
 
-    def census(self) -> Census:
+    def census(self, *, conninfo: Conninfo | None = None) -> Census:
         """Ask the server now, over a connection of its own, how many connections there are and how many may come.
 
-        Raises what `request` raises, and ``RuntimeError`` if the server cannot tell, as behind a pooler.
+        `conninfo` is that of `request`, but inherited from nobody. Raises what `request` raises, and ``RuntimeError``
+        if the server cannot tell, as behind a pooler.
         """
-        slot = self._acquire(Scope(self, self._deadline(None), None, None))
+        tenant = None if conninfo is None else self._tenant(conninfo)
+        slot = self._acquire(Scope(self, self._deadline(None), None, None, tenant=tenant))
         slot.wants_census, slot.census, lease = True, None, None
         try:
             if slot.watch is not None:
@@ -207,7 +234,7 @@ class Engine(Cleaning):
         slot = self._slots.take_idle()
         if slot is None:
             return CleanReport("closed", "no connection is open")
-        if not self._is_usable(slot, self._clock.wall()):
+        if not self._is_usable(slot, slot.target, self._clock.wall()):
             self._slots.give_back(None)
             return CleanReport("closed", "the idle connection was dead or too old")
         slot.begun = self._clock.monotonic()

@@ -46,7 +46,7 @@ class TooManyConnections(AcquireTimeout):
 
 
 class ConnectRejected(ServerlessPgError):
-    """The server refused the connection for a reason that waiting does not cure.
+    """The server refused the connection for a reason that waiting does not cure, or the credentials cannot be had.
 
     Raised after one attempt. `reason` is what the server said, `code` its SQLSTATE, if that could be had.
     """

@@ -107,6 +107,16 @@ class Retrying(Event):
     attempts: int
 
 
+class CredentialsRefreshed(Event):
+    """The server rejected what the setting ``credentials`` returned, so they were asked again, which took `seconds`.
+    `changed` tells whether they said something else; if so, it is tried at once."""
+
+    level = logging.INFO
+    counter = "credential_refreshes"
+    changed: bool
+    seconds: float
+
+
 class Replaying(Event):
     """A transaction failed for the time being and is run again after `delay` seconds; `attempts` have been made."""
 

@@ -23,10 +23,10 @@ FOREVER = float("inf")
 
 
 class History:
-    """The latest census, refusal, connects and pauses of one process. Times are wall-clock seconds.
+    """The latest census, refusal, connects and pauses of one process with one server. Times are wall-clock seconds.
 
-    `census_at` is when the next census is due, `released_at` when the latest request ended, `calm` the lease while
-    there is room: the same for every connection.
+    `census_at` is when the next census is due, `census_refused_until` when one may be asked for again, `released_at`
+    when the latest request ended, `calm` the lease while there is room: the same for every connection.
     """
 
     def __init__(self, clock: Clock, settings: Settings) -> None:
@@ -43,7 +43,7 @@ class History:
         self._connect_seconds = USUAL_CONNECT
         self._pauses: deque[float] = deque(maxlen=PAUSES)
         self.released_at: float = NEVER
-        self._drift = clock.wall() - clock.monotonic()
+        self.census_refused_until: float = NEVER
 
     def note_census(self, census: Census, dice: float) -> None:
         """Remember a `census` and when the next one is due, spread by `dice`."""
@@ -86,13 +86,9 @@ class History:
         """Remember how many `seconds` a connect took."""
         self._connect_seconds += NEWEST_SHARE * (seconds - self._connect_seconds)
 
-    def note_request(self, monotonic: float, wall: float) -> float:
-        """Remember the pause before a request that begins now, by both clocks; return the seconds that the process
-        stood still in it. Monotonic time may stop in a freeze, the time of day does not."""
+    def note_request(self, wall: float) -> None:
+        """Remember the pause before a request that begins now, at `wall`."""
         self._pauses.append(wall - self.released_at)
-        drift = wall - monotonic
-        frozen, self._drift = drift - self._drift, drift
-        return frozen
 
     def lease(self, born: float, waited: float) -> Lease:
         """Return the lease of a connection that goes to sleep now: opened at `born`, after `waited` seconds."""

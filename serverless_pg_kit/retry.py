@@ -6,6 +6,7 @@ from psycopg import OperationalError
 
 from serverless_pg_kit.clock import Clock
 from serverless_pg_kit.connect import TIMEOUT_MESSAGE
+from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.backoff import Backoff, next_delay
 from serverless_pg_kit.decisions.classify import Failure, FailureKind
 from serverless_pg_kit.decisions.deadline import Deadline
@@ -16,19 +17,40 @@ from serverless_pg_kit.errors import (
     ServerlessPgError,
     TooManyConnections,
 )
+from serverless_pg_kit.history import NEVER
+from serverless_pg_kit.target import Target, Tenant
+
+ANSWER_SECONDS = 5.0
+"""For how long attempts of one acquisition use the same answer of the credentials, by the time of day: against a full
+server there are many. A token that lives for minutes may be that much older than its callable thinks."""
 
 
 class Retry:
     """Counts the attempts of one acquisition and says when the next is due, or which error ends it.
 
     It began at `started` and may take `max_wait` seconds: `deadline` bounds the whole acquisition, `request_deadline`
-    the request it is for.
+    the request it is for. `target` is whom it is for, and `tenant` what the request itself names. `params` is what to
+    connect with; the credentials in it were asked for at `asked_at`, say that we are `identity`, and `is_renewed` tells
+    whether they were asked again because the first were rejected.
     """
 
     def __init__(
-        self, backoff: Backoff, request_deadline: Deadline, max_wait: float, clock: Clock, started: float
+        self,
+        backoff: Backoff,
+        request_deadline: Deadline,
+        max_wait: float,
+        clock: Clock,
+        started: float,
+        target: Target,
+        tenant: Tenant | None,
     ) -> None:
         self.backoff = backoff
+        self.target: Target = target
+        self.tenant: Tenant | None = tenant
+        self.params: ConnParams | None = None
+        self.identity: bytes | None = None
+        self.asked_at: float = NEVER
+        self.is_renewed: bool = False
         self.deadline: Deadline = Deadline(min(request_deadline.at, started + max_wait), clock.monotonic)
         self.request_deadline = request_deadline
         self.clock = clock
@@ -43,6 +65,11 @@ class Retry:
     def waited(self) -> float:
         """Seconds since the acquisition began."""
         return self.clock.monotonic() - self.started
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the credentials have to be asked, or asked again: what they said may hold no longer."""
+        return self.params is None or not 0 <= self.clock.wall() - self.asked_at < ANSWER_SECONDS
 
     def note(self, seconds: float) -> None:
         """Record an attempt that took `seconds`."""
@@ -85,7 +112,7 @@ ADVICE = {
     FailureKind.POOLER_FULL: "raise the pooler's limits (of clients, of connections to the server), or max_wait",
     FailureKind.STARTING_UP: "the server was not ready; raise max_wait if it needs longer",
     FailureKind.NETWORK: "check host, port and network access, or raise max_wait",
-    FailureKind.CREDENTIALS: "check user and password",
+    FailureKind.CREDENTIALS: "check user and password, or what `credentials` returns",
     FailureKind.PERMANENT: "waiting does not cure this; check the connection string and the role's rights",
     FailureKind.UNKNOWN: "if this can be waited for, or cannot, say so with a Rule in connect_rules",
 }

@@ -91,7 +91,7 @@ class Joined(Work):
     __slots__ = ("_joined",)
 
     def __init__(self, outer: Work) -> None:
-        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only)
+        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only, tenant=outer._tenant)
         self._joined = outer
 
     @property

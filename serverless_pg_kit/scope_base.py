@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from psycopg import IsolationLevel
+from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from serverless_pg_kit.slots import Slot
+    from serverless_pg_kit.target import Tenant
+
+Begins: TypeAlias = 'bool | Literal["ahead"]'
+"""Whether a connection is given out inside a transaction: True, or False for an idle one. ``"ahead"``: for one that
+looks idle, and whose first statement finds the transaction that psycopg would begin for it."""
 
 
 class WorkBase:
@@ -31,6 +39,7 @@ class WorkBase:
         "_slot",
         "_spoiled",
         "_tells_failure",
+        "_tenant",
         "_wants_commit",
         "begun_by_hand",
         "committed",
@@ -50,16 +59,18 @@ class WorkBase:
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
         *,
-        transaction: bool = True,
+        tenant: Tenant | None = None,
+        transaction: Begins = True,
     ) -> None:
         self.deadline: Deadline = deadline
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
-        self.transaction: bool = transaction
+        self.transaction: Begins = transaction
         self.report: CleanReport | None = None
         self.committed: bool = False
         self.begun_by_hand: bool = False
         self._engine = engine
+        self._tenant = tenant
         self._lock = self._make_lock()
         self._process = processes.generation
         self._slot: Slot | None = None
@@ -74,6 +85,14 @@ class WorkBase:
         return self._slot is not None
 
     @property
+    def is_idle(self) -> bool:
+        """Whether there is a connection on which nothing is going on, as far as its user has asked for anything."""
+        slot = self._slot
+        if slot is None:
+            return False
+        return slot.ahead is not None or slot.conn.pgconn.transaction_status == TransactionStatus.IDLE
+
+    @property
     def is_direct(self) -> bool | None:
         """Whether the connection's session is its own: False behind a pooler, ``None`` if there is no connection."""
         return None if self._slot is None else self._slot.direct
@@ -82,6 +101,11 @@ class WorkBase:
     def is_open(self) -> bool:
         """Whether the request goes on, in the process in which it began."""
         return self.report is None and self._process == processes.generation
+
+    def _is_for(self, tenant: Tenant | None) -> bool:
+        """Tell whether the request is for `tenant`, too."""
+        own = self._tenant
+        return own is tenant or (own is not None and tenant is not None and own.target is tenant.target)
 
     def fail(self) -> None:
         """Let the request end with a rollback, although no exception leaves it."""

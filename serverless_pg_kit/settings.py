@@ -7,13 +7,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection, Connection
 
-from serverless_pg_kit.conninfo import ConnParams, parse_conninfo
+from serverless_pg_kit.conninfo import Conninfo, ConnParams, parse_conninfo
 from serverless_pg_kit.decisions.classify import Rule
 from serverless_pg_kit.decisions.cleaning import Strategy
 from serverless_pg_kit.decisions.pooler import Pooler
@@ -37,6 +37,11 @@ class Settings:
 
     conninfo: str = ""
     """Connection string or URL. Empty: the environment's ``DATABASE_URL``, then libpq's ``PG*`` variables."""
+
+    credentials: Callable[[], Conninfo | Awaitable[Conninfo]] | None = None
+    """Called before a connection is opened: what it returns, a connection string or a mapping of libpq's parameters,
+    comes over `conninfo`. A method ``invalidate`` of it, if there is one, is called when the server has rejected that,
+    and it is asked again, once; and before a snapshot. For an `AsyncEngine` it may be an async function."""
 
     application_name: str = DEFAULT_FLEET
     """Names the fleet whose idle connections may be ended. Printable ASCII without ``:``, quotes and backslash, at
@@ -153,6 +158,8 @@ class Settings:
     def __repr__(self) -> str:
         shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         shown["conninfo"] = self.parameters({}) if self.conninfo else ""
+        if self.credentials is not None:  # the repr of a partial shows its arguments
+            shown["credentials"] = name_of(self.credentials)
         shown["session"] = sorted(self.session)  # not the values: row-level security may hang on them
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
@@ -202,9 +209,7 @@ class Settings:
 
     def _check_conninfo(self) -> None:
         params = self.parameters({})
-        fleet = params.get("application_name", DEFAULT_FLEET)
-        if not is_fleet_name(fleet):
-            raise SettingsError(f"application_name in conninfo is not allowed: it has to be {FLEET_NAME}")
+        check_fleet_name(params.get("application_name", DEFAULT_FLEET))
 
 
 def named_in(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,6 +243,17 @@ def is_fleet_name(value: object) -> bool:
     )
 
 
+def check_fleet_name(value: str) -> None:
+    """Raise `SettingsError` if `value`, from a connection string, does not come back from the server as it was sent."""
+    if not is_fleet_name(value):
+        raise SettingsError(f"application_name in conninfo is not allowed: it has to be {FLEET_NAME}")
+
+
+def name_of(value: object) -> str:
+    """Return what a callable is called; its own `repr` may show what it holds."""
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
 def is_session(value: object) -> bool:
     """Tell whether `value` maps names of PostgreSQL's settings to texts."""
     return isinstance(value, Mapping) and all(
@@ -263,6 +279,7 @@ COUNT = "a whole number, {} or more"
 
 CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "conninfo": ("a connection string", lambda value: isinstance(value, str)),
+    "credentials": ("a callable, or None", lambda value: value is None or callable(value)),
     "application_name": (FLEET_NAME, is_fleet_name),
     "max_size": (COUNT.format(1), lambda value: is_count(value, 1)),
     "autocommit": ("True or False", lambda value: isinstance(value, bool)),
@@ -315,7 +332,9 @@ CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def shown(name: str, value: object) -> str:
     """Return what an error may show of a bad `value`: not what could be a connection string with its password."""
-    if name in ("conninfo", "session") or (isinstance(value, str) and any(sign in value for sign in ("@", "=", "://"))):
+    if name in ("conninfo", "credentials", "session") or (
+        isinstance(value, str) and any(sign in value for sign in ("@", "=", "://"))
+    ):
         return f"a {type(value).__name__} that is not shown"
     return repr(value)
 
@@ -353,7 +372,7 @@ SWITCHES = {
 }
 TEXTS = ("conninfo", "application_name", "strategy", "pooler")
 COUNTS = ("max_size", "max_connections", "max_kills", "max_retries")
-NOT_TEXTUAL = ("configure", "connection_class", "connect_rules", "session", "statements", "on_event")
+NOT_TEXTUAL = ("credentials", "configure", "connection_class", "connect_rules", "session", "statements", "on_event")
 
 
 def read_text(name: str, text: str) -> object:

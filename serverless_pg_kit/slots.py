@@ -1,7 +1,8 @@
 """Which connection serves which request: bookkeeping without I/O.
 
 At most `max_size` connections are granted or idle at a time. The most recently used idle one goes first, so that the
-others grow old and are dropped; requests that find none wait in line and are served in the order they came.
+others grow old and are dropped; requests that find none wait in line and are served in the order they came. None is
+ever reused for another target than the one it was opened for.
 """
 
 from __future__ import annotations
@@ -16,23 +17,29 @@ from psycopg.errors import Diagnostic
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.deadline import timeout_names
+from serverless_pg_kit.history import History
 from serverless_pg_kit.line import LineBase
 from serverless_pg_kit.session import AnyConnection, Baseline, transaction_mode
 from serverless_pg_kit.statements import TransactionMode
 
 if TYPE_CHECKING:
     from serverless_pg_kit.routine import Routine
+    from serverless_pg_kit.target import Target
+
+OUTDATED = -1
+"""A generation that is never the present one."""
 
 
 class Slot:
     """An open connection and what the engine knows about it. Times are wall-clock seconds.
 
-    `pid` is the one given at connect. `direct` tells whether that pid is the backend's own: ``None`` until asked,
-    False behind a pooler. `is_linux` and `own_timeouts` (milliseconds by name) are what the server told of itself and
-    of the session, `timeout_names` those that it has. `changed` are the settings that the open exchange made and the
-    close has to take back. `lease` is how long it may stay idle, ``None`` without a lease; `best_before` is when that
-    or its lifetime ends. `lent` counts the requests served; `prepared` says that `Statements.prepare` was run,
-    `elected` is the key of the cleaner's lock and until when it is held.
+    `target` is whom it was opened for, `history` what was seen of its server, `identity` who the credentials said that
+    we are. `pid` is the one given at connect. `direct` tells whether that pid is the backend's own: ``None`` until
+    asked, False behind a pooler. `is_linux` and `own_timeouts` (milliseconds by name) are what the server told of
+    itself and of the session, `timeout_names` those that it has. `changed` are the settings that the open exchange made
+    and the close has to take back. `lease` is how long it may stay idle, ``None`` without a lease; `best_before` is
+    when that or its lifetime ends. `lent` counts the requests served; `prepared` says that `Statements.prepare` was
+    run, `elected` is the key of the cleaner's lock and until when it is held.
     """
 
     def __init__(
@@ -41,7 +48,9 @@ class Slot:
         line: LineBase,
         baseline: Baseline,
         fleet: str,
+        target: Target,
         *,
+        identity: bytes | None,
         born: float,
         expires: float,
         generation: int,
@@ -50,6 +59,9 @@ class Slot:
         self.line: Any = line
         self.baseline = baseline
         self.fleet = fleet
+        self.target = target
+        self.history: History = target.history
+        self.identity = identity
         self.born = born
         self.expires = expires
         self.generation = generation
@@ -72,6 +84,7 @@ class Slot:
         self.elected: tuple[int, float] | None = None
         self.census: Census | None = None  # taken in the present request
         self.watch: Any = None  # the shell's, while a request is watched
+        self.ahead: Any = None  # the shell's, while a transaction is open that was only sent ahead
         self.configures_session: bool = False
         self.wants_census: bool = False  # whatever is due
         self.farewell: str | None = None  # SQLSTATE of the server's last word
@@ -84,12 +97,14 @@ class Slot:
 
 
 class Waiter:
-    """A request in line. `wake` is called once when it is `granted`: `slot` to use, or ``None`` to open a new one.
+    """A request in line for `target`. `wake` is called once when it is `granted`: `slot` to use or to close, or
+    ``None`` to open a new one.
 
     It tells whether anybody is there to be woken; otherwise nothing is granted.
     """
 
-    def __init__(self, wake: Callable[[], bool]) -> None:
+    def __init__(self, target: Target, wake: Callable[[], bool]) -> None:
+        self.target = target
         self.wake = wake
         self.granted = False
         self.slot: Slot | None = None
@@ -142,13 +157,18 @@ class Slots:
             self._serve()
             return waiter.granted
 
-    def take(self) -> tuple[bool, Slot | None]:
-        """Grant at once, if that is possible: True with a slot, or with ``None`` for the right to open one."""
+    def take(self, target: Target) -> tuple[bool, Slot | None]:
+        """Grant at once, if that is possible: True with a slot, or with ``None`` for the right to open one.
+
+        A slot of another target than `target` is to be closed and replaced: its place is needed.
+        """
         with self._lock:
-            if self._line or (not self._idle and self._taken >= self.max_size):
+            idle = self._idle
+            if self._line or (not idle and self._taken >= self.max_size):
                 return False, None
+            position = -1 if idle and idle[-1].target is target else self._find(target)
             self._taken += 1
-            return True, self._idle.pop() if self._idle else None
+            return True, None if position is None else idle.pop(position)
 
     def withdraw(self, waiter: Waiter) -> bool:
         """Take `waiter` out of the line and return True; False if it was granted meanwhile."""
@@ -177,11 +197,15 @@ class Slots:
             self._taken += 1
             return self._idle.pop()
 
-    def condemn(self) -> list[Slot]:
-        """Start a new generation: return the idle slots, to be closed; those in use are outdated from now on."""
+    def condemn(self, server: History | None = None) -> list[Slot]:
+        """Start a new generation: return the idle slots, to be closed; those in use are outdated from now on.
+
+        With a `server`, only its idle slots are returned, and no new generation is started.
+        """
         with self._lock:
-            self.generation += 1
-            condemned, self._idle = self._idle, []
+            condemned = [slot for slot in self._idle if server is None or slot.history is server]
+            self._idle = [slot for slot in self._idle if slot not in condemned]
+            self.generation += server is None
             self._serve()
             return condemned
 
@@ -189,13 +213,23 @@ class Slots:
         """Tell whether `slot` was opened in this generation."""
         return slot.generation == self.generation
 
+    def _find(self, target: Target) -> int | None:
+        """Return where among the idle slots the one to take for `target` is: the most recently used of its own. If
+        there is none, ``None`` while there is a place for a new one, otherwise the least recently used of all."""
+        for position in range(len(self._idle) - 1, -1, -1):
+            if self._idle[position].target is target:
+                return position
+        return None if self._taken + len(self._idle) < self.max_size else 0
+
     def _serve(self) -> None:
         while self._line and (self._idle or self._taken < self.max_size):
             waiter = self._line.popleft()
-            waiter.slot = self._idle[-1] if self._idle else None
+            position = self._find(waiter.target)
+            waiter.slot = None if position is None else self._idle[position]
             waiter.granted = True
             if waiter.wake():
                 self._taken += 1
-                del self._idle[-1:]
+                if position is not None:
+                    del self._idle[position]
             else:
                 waiter.slot, waiter.granted = None, False

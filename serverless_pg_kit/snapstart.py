@@ -28,10 +28,17 @@ engines: Crowd[EngineBase] = Crowd()
 
 
 def before_snapshot() -> None:
-    """Close the connections of all engines. Never raises: that would end the initialisation."""
+    """Close the connections of all engines, and have their secrets forgotten. Never raises: that would end the
+    initialisation."""
     from serverless_pg_kit.hangup import hang_up  # few functions are ever copied
+    from serverless_pg_kit.provider import failure_of, invalidate
 
     hang_up(engines, "a snapshot is about to be taken")
+    for engine in engines:
+        try:
+            invalidate(engine.settings.credentials)
+        except Exception as error:
+            logger.warning("the cached secrets get into the snapshot: %s", failure_of("credentials.invalidate", error))
 
 
 def after_restore() -> None:

@@ -55,6 +55,12 @@ def elsewhere(seconds: float, function: Callable[..., T], *args: Any) -> T | Non
     return function(*args)
 
 
+def asked(seconds: float, name: str, function: Callable[[], object]) -> tuple[object] | None:
+    """Return what ``function()`` returns, in a tuple: the callable that is the setting `name`. Nothing bounds it to
+    `seconds`. Raises `SettingsError` for an async one, and what it raises."""
+    return (completed(function(), name),)
+
+
 def pause(clock: Clock, seconds: float) -> None:
     """Sleep for `seconds` by the `clock`."""
     clock.sleep(seconds)
@@ -76,8 +82,10 @@ class Bell:
         return self._event.wait(min(seconds, threading.TIMEOUT_MAX))
 
 
-def completed(result: object) -> None:
-    """Refuse a `result` that is only a coroutine: nobody here would run it."""
+def completed(result: object, name: str = "configure") -> object:
+    """Return `result`. Raises `SettingsError` if that is only a coroutine of the setting `name`: nobody would run it
+    here."""
     if isinstance(result, Coroutine):
         result.close()
-        raise SettingsError("configure is an async function: it needs AsyncEngine")
+        raise SettingsError(f"{name} is an async function: it needs AsyncEngine")
+    return result

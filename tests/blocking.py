@@ -68,9 +68,9 @@ def working(engine: Any, work: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return awaited
 
 
-def decorated(engine: Any, handler: Callable[..., Any]) -> Callable[..., Any]:
+def decorated(engine: Any, handler: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Return `handler` decorated with ``with_db(engine)``, in the form that the engine needs, as one that blocks."""
-    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = with_db(naked(engine))
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = with_db(naked(engine), **options)
     if not isinstance(engine, Blocking):
         return decorate(handler)
 

@@ -50,7 +50,7 @@ def history(hands: Hands) -> History:
 def serve(history: History, hands: Hands, pause: float) -> None:
     """Let a request come after `pause` seconds, and end at once."""
     hands.move(pause)
-    history.note_request(hands.monotonic, hands.wall)
+    history.note_request(hands.wall)
     history.released_at = hands.wall
 
 
@@ -225,7 +225,7 @@ def test_pause_ends_where_the_request_begins(history: History, hands: Hands) -> 
     history.note_census(FULL, MIDDLE)
     for _ in range(PAUSES):
         hands.move(0.001)
-        history.note_request(hands.monotonic, hands.wall)
+        history.note_request(hands.wall)
         hands.move(60.0)
         history.released_at = hands.wall
     assert seconds(history, hands) == USUAL_CONNECT
@@ -262,15 +262,6 @@ def test_measured_connects_replace_the_guess(history: History, hands: Hands) -> 
     for _ in range(50):
         history.note_connect(0.0)
     assert seconds(history, hands) == CHEAPEST_CONNECT
-
-
-def test_thaw_is_what_the_day_went_on_while_the_process_stood_still(history: History, hands: Hands) -> None:
-    """A freeze is told once, by its length; time that passed while the process lived is none."""
-    assert history.note_request(hands.monotonic, hands.wall) == 0
-    hands.move(10.0, frozen=600.0)
-    assert history.note_request(hands.monotonic, hands.wall) == pytest.approx(600.0)
-    hands.move(3600.0)
-    assert history.note_request(hands.monotonic, hands.wall) == pytest.approx(0.0)
 
 
 def test_freeze_is_a_pause(history: History, hands: Hands) -> None:

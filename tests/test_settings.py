@@ -88,7 +88,7 @@ def test_unknown_name_is_refused_with_the_nearest() -> None:
     """A typing error in a name is found when the settings are made."""
     with pytest.raises(SettingsError, match=r"max_wiat=3: there is no such setting; did you mean max_wait\?"):
         Settings(max_wiat=3)  # type: ignore[call-arg]
-    with pytest.raises(SettingsError, match="allowed are conninfo, application_name"):
+    with pytest.raises(SettingsError, match="allowed are conninfo, credentials, application_name"):
         Engine(zzz=1)
 
 

@@ -118,7 +118,8 @@ class Cleaning(Acquiring, CleaningBase):
                 await self._discard(slot)
                 return
             await self._roll_back(slot, deadline)
-        closing = self._closing(slot, lease, commit=ending is Ending.COMMIT) if routine is None else routine.closing
+        is_open = slot.conn.pgconn.transaction_status != TransactionStatus.IDLE
+        closing = self._closing(slot, lease, commit=is_open) if routine is None else routine.closing
         if closing.message:
             await slot.line.run(closing.message, deadline, answers)
         if answers.failed is not None:
@@ -191,7 +192,7 @@ class Cleaning(Acquiring, CleaningBase):
         order = self._reap_order(slot)
         if order is None:
             return ()
-        self._history.note_reap(order.interval)
+        slot.history.note_reap(order.interval)
         message = self.settings.statements.reap(self._fleet(slot), order.min_idle_seconds, order.limit, order.interval)
         answers, started = Answers(), self._clock.monotonic()
         try:

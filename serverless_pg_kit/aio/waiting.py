@@ -6,13 +6,14 @@ Nothing here belongs to one event loop for longer than a call lasts, and no task
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import select
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from typing import Any, TypeVar
 
 from psycopg import OperationalError
@@ -182,7 +183,32 @@ class Bell:
                 timer.cancel()
 
 
-async def completed(result: object) -> None:
-    """Wait for `result`, if it is awaitable."""
-    if isawaitable(result):
-        await result
+async def completed(result: object, name: str = "configure") -> object:
+    """Return `result`, or what comes of it if it is awaitable. Its `name` matters only where nothing is awaited."""
+    return await result if isawaitable(result) else result
+
+
+async def asked(seconds: float, name: str, function: Callable[[], object]) -> tuple[object] | None:
+    """Return what ``function()`` returns, in a tuple; ``None`` if that takes longer than `seconds`.
+
+    A coroutine function is awaited, and cancelled then. Any other may block: it is called in a thread of its own, in
+    the caller's context, and left to itself then. Raises what it raises.
+    """
+    if not iscoroutinefunction(function) and not iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        answer = await elsewhere(seconds, lambda run: (run(function),), contextvars.copy_context().run)
+        if answer is None or not isawaitable(answer[0]):
+            return answer
+        return await bounded(seconds, answer[0])
+    return await bounded(seconds, function())
+
+
+async def bounded(seconds: float, work: Any) -> tuple[object] | None:
+    """Return what comes of the awaitable `work`, in a tuple; cancel it and return ``None`` after `seconds`."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=min(seconds, LONGEST))
+        return (task.result(),) if task.done() else None
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=CANCELLED_SECONDS)

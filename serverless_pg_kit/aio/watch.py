@@ -75,6 +75,8 @@ class Watch:
         now = self._monotonic()
         self.longest_pause = max(self.longest_pause, now - self._used_at)
         try:
+            if self._deadline.at == math.inf and not (args or kwargs):  # async only - psycopg's can be cancelled once
+                return await self._line.wait(gen, self._deadline)  # type: ignore[no-any-return]  # async only
             # What names an interval or a time-out of its own, as `notifies()` does, ends by itself.
             if args or kwargs or self._deadline.at == math.inf:
                 return await self._wait(gen, *args, **kwargs)  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.events import (
     Cancelled,
     Closed,
+    CredentialsRefreshed,
     Down,
     Event,
     Expired,
@@ -50,6 +51,7 @@ COUNTED: dict[type[Event], dict[str, str]] = {
     Cancelled: {},
     NotCommitted: {"error": "error.type", "code": "db.response.status_code"},
     RolledBack: {},
+    CredentialsRefreshed: {},
     Replaying: {"error": "error.type"},
     Yielded: {},
     Closed: {},

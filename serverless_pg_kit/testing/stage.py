@@ -54,7 +54,9 @@ class StageBase:
         return work in self._requests
 
     def patience(self, work: WorkBase) -> float:
-        """Return the seconds that `work` may wait for its turn."""
+        """Return the seconds that `work` may wait for its turn. Raises ``RuntimeError`` for another tenant's."""
+        if work._tenant is not None:
+            raise RuntimeError("rolled_back() plays all requests on one connection: it has none for another conninfo")
         return min(float(self._engine.settings.max_wait), work.deadline.remaining())
 
     def claim(self, work: WorkBase) -> bool:
