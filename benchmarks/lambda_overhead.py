@@ -136,7 +136,7 @@ def crowd() -> None:
     """Let more containers than slots serve a burst, and print what came of it."""
     tally = Tally()
     with Stage(max_connections=SLOTS + 4) as stage, ThreadPoolExecutor(CONTAINERS) as pool:
-        stage.watcher.execute(f"alter role app connection limit {SLOTS}")
+        stage.watcher.execute(b"alter role app connection limit %d" % SLOTS)
         containers = [stage.container("read", WITH_DB, frozen=True) for _ in range(CONTAINERS)]
         list(pool.map(LambdaContainer.start, containers))
         started = time.perf_counter()

@@ -42,7 +42,7 @@ class Cgroup:
     """A control group of its own in `folder`. Remove it when its processes are gone."""
 
     def __init__(self, folder: Path, interface: Interface) -> None:
-        self.folder = folder
+        self.folder: Path = folder
         self._interface = interface
 
     def take(self, pid: int) -> None:

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 POLL = 0.25
 """Seconds between two looks at the test run. The end of the pipe says little: forked children keep it open."""
@@ -81,7 +82,7 @@ def delete_folder(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-ENDS = {"group": kill_group, "cgroup": remove_cgroup, "folder": delete_folder}
+ENDS: dict[str, Callable[[str], None]] = {"group": kill_group, "cgroup": remove_cgroup, "folder": delete_folder}
 
 
 if __name__ == "__main__":

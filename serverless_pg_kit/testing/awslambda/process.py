@@ -25,7 +25,7 @@ class RuntimeProcess:
     def __init__(
         self, command: Sequence[str], environ: Mapping[str, str], folder: Path, log: Path, on_end: Callable[[int], None]
     ) -> None:
-        self.ended = threading.Event()
+        self.ended: threading.Event = threading.Event()
         self._on_end = on_end
         self._lock = threading.Lock()
         self._is_over = False
