@@ -20,6 +20,7 @@ from serverless_pg_kit.testing import PostgresServer
 MakeEngine = Callable[..., Engine]
 
 FRAMEWORKS: dict[str, str] = {
+    "asgi": "fastapi",
     "django": "django",
     "faas": "functions_framework",
     "flask": "flask",

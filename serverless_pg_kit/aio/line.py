@@ -19,6 +19,10 @@ from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.exchange import Answers, advance, check
 from serverless_pg_kit.line import EVENTS, LineBase
 
+LOOK = 0.5
+"""Seconds until a statement that waits looks whether its connection was closed by another task: the event loop is not
+told."""
+
 
 def hang_up(descriptor: int) -> None:
     """End the connection of a socket that a task still waits for: that wakes it, and it gets an error.
@@ -107,7 +111,7 @@ class Line(LineBase):
         try:
             wanted = next(gen)
             while True:
-                if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], deadline.at - deadline.now()):
+                if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], min(LOOK, deadline.at - deadline.now())):
                     wanted = gen.send(wanted)  # Ready and Wait have the same values
                 elif late is not None and not deadline.remaining():
                     deadline, late = await late(), None
