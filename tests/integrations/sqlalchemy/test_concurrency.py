@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import event, exc
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy_stage import Make, Stage, awaited
@@ -162,7 +163,7 @@ def test_collected_async_connection(server: PostgresServer, fleet: str, superuse
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             gc.collect()
-        assert {warning.category for warning in caught} <= {sa.exc.SAWarning, RuntimeWarning}
+        assert {warning.category for warning in caught} <= {exc.SAWarning, RuntimeWarning}
 
     async def serve() -> None:
         async with engine.connect() as conn:
@@ -170,7 +171,7 @@ def test_collected_async_connection(server: PostgresServer, fleet: str, superuse
         await kit.close()
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sa.exc.SAWarning)
+        warnings.simplefilter("ignore", exc.SAWarning)
         asyncio.run(lose())
     collect()
     asyncio.run(serve())
@@ -281,9 +282,9 @@ def test_listeners(stage: Stage) -> None:
         return lambda *args: seen.append(name)
 
     for name in ("connect", "checkout", "reset", "checkin", "close", "invalidate"):
-        sa.event.listen(pool, name, note(name))
+        event.listen(pool, name, note(name))
 
-    @sa.event.listens_for(pool, "connect")
+    @event.listens_for(pool, "connect")
     def set_search_path(conn: Any, record: Any) -> None:
         existing = conn.autocommit
         conn.autocommit = True

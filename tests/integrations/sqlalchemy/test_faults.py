@@ -11,8 +11,9 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from proxy import Proxy
+from sqlalchemy import exc
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy_stage import Make, Stage
+from sqlalchemy_stage import Make, Stage, driver
 from support import entries, kill
 
 from serverless_pg_kit import AcquireTimeout, CommitUnknown, ConnectRejected, TooManyConnections, TransactionFailed
@@ -76,9 +77,9 @@ def test_killed_during(stage: Stage, superuser: Any, ledger: str) -> None:
     """A connection that is ended during a transaction raises, says that it is invalid, and has committed nothing."""
 
     def work() -> None:
-        with pytest.raises(sa.exc.OperationalError) as caught, stage.engine.begin() as conn:
+        with pytest.raises(exc.OperationalError) as caught, stage.engine.begin() as conn:
             conn.execute(sa.text("insert into ledger values (1)"))
-            kill(superuser, conn.connection.driver_connection.info.backend_pid)
+            kill(superuser, driver(conn).info.backend_pid)
             conn.execute(sa.text("insert into ledger values (2)"))
         assert caught.value.connection_invalidated
         check_works(stage)
@@ -94,8 +95,8 @@ def test_killed_before_commit(stage: Stage, superuser: Any, ledger: str) -> None
         with Session(stage.engine) as session:
             session.add(Entry(entry=1))
             session.flush()
-            kill(superuser, session.connection().connection.driver_connection.info.backend_pid)
-            with pytest.raises(sa.exc.OperationalError) as caught:
+            kill(superuser, driver(session.connection()).info.backend_pid)
+            with pytest.raises(exc.OperationalError) as caught:
                 session.commit()
             assert caught.value.connection_invalidated
             session.rollback()
@@ -112,9 +113,9 @@ def test_killed_while_it_was_not_used(stage: Stage, superuser: Any) -> None:
 
     def work() -> None:
         with stage.engine.connect() as conn:
-            kill(superuser, conn.connection.driver_connection.info.backend_pid)
-        with pytest.raises(sa.exc.OperationalError), stage.engine.connect() as conn:
-            kill(superuser, conn.connection.driver_connection.info.backend_pid)
+            kill(superuser, driver(conn).info.backend_pid)
+        with pytest.raises(exc.OperationalError), stage.engine.connect() as conn:
+            kill(superuser, driver(conn).info.backend_pid)
             conn.execute(sa.text("select 1"))
         check_works(stage)
 
@@ -127,7 +128,7 @@ def test_fatal_word_is_enough(stage: Stage, superuser: Any) -> None:
     def work() -> None:
         with stage.engine.connect() as conn:
             pid = conn.scalar(PID)
-            with pytest.raises(sa.exc.OperationalError) as caught:
+            with pytest.raises(exc.OperationalError) as caught:
                 conn.execute(sa.text("select pg_terminate_backend(pg_backend_pid()), pg_sleep(30)"))
             assert caught.value.connection_invalidated
             conn.rollback()
@@ -144,7 +145,7 @@ def test_restart_between_and_during(make: Make, fragile_server: PostgresServer) 
         check_works(stage)
         fragile_server.restart()
         check_works(stage)
-        with pytest.raises(sa.exc.OperationalError) as caught, stage.engine.begin() as conn:
+        with pytest.raises(exc.OperationalError) as caught, stage.engine.begin() as conn:
             conn.execute(sa.text("create table half_done (x int)"))
             fragile_server.restart("immediate")
             conn.execute(sa.text("select 1"))
@@ -161,7 +162,7 @@ def test_full_server(make: Make, tiny_server: PostgresServer) -> None:
 
     def work() -> None:
         with full(tiny_server):
-            with pytest.raises(sa.exc.OperationalError, match=r"too many|slots") as caught:
+            with pytest.raises(exc.OperationalError, match=r"too many|slots") as caught:
                 stage.engine.connect()
             assert isinstance(caught.value.orig, TooManyConnections)
             assert not caught.value.connection_invalidated
@@ -177,7 +178,7 @@ def test_full_server_during(make: Make, tiny_server: PostgresServer) -> None:
     def work() -> None:
         with stage.engine.connect() as conn, full(tiny_server):
             assert conn.scalar(sa.text("select 1")) == 1
-            with pytest.raises(sa.exc.OperationalError):
+            with pytest.raises(exc.OperationalError):
                 stage.engine.connect()
         check_works(stage)
 
@@ -191,7 +192,7 @@ def test_all_connections_in_use(make: Make) -> None:
     def work() -> None:
         with stage.engine.connect() as one, stage.engine.connect() as other:
             assert one.scalar(PID) != other.scalar(PID)
-            with pytest.raises(sa.exc.OperationalError, match="all 2 connections of this process") as caught:
+            with pytest.raises(exc.OperationalError, match="all 2 connections of this process") as caught:
                 stage.engine.connect()
             assert isinstance(caught.value.orig, AcquireTimeout)
         check_works(stage)
@@ -205,7 +206,7 @@ def test_refused(make: Make, server: PostgresServer) -> None:
     stage = make(conninfo=server.dsn_for(password="wrong-secret"))
 
     def work() -> None:
-        with pytest.raises(sa.exc.OperationalError) as caught:
+        with pytest.raises(exc.OperationalError) as caught:
             stage.engine.connect()
         assert isinstance(caught.value.orig, ConnectRejected)
         assert "wrong-secret" not in f"{caught.value!r} {caught.value} {stage.engine.url!r} {stage.engine!r}"
@@ -220,7 +221,7 @@ def test_silence_during(make: Make, proxy: Proxy, server: PostgresServer) -> Non
         pytest.skip("a deadline comes from a request around it, which is blocking here")
     check_works(stage)
     started = time.monotonic()
-    error = pytest.raises(sa.exc.OperationalError)
+    error = pytest.raises(exc.OperationalError)
     with error as caught, stage.kit.scope(deadline=1.0), stage.engine.connect() as conn:
         conn.scalar(sa.text("select 1"))
         proxy.hush()

@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from psycopg import AsyncClientCursor, ClientCursor
 from psycopg.rows import dict_row
 from psycopg.types.json import set_json_loads
+from sqlalchemy import exc
 from sqlalchemy.dialects.postgresql import HSTORE, INET
 from sqlalchemy.pool import StaticPool
-from sqlalchemy_stage import Make, Stage
+from sqlalchemy_stage import Make, Stage, driver
 
 from serverless_pg_kit import AsyncEngine, Engine, Settings, SettingsError
 from serverless_pg_kit.testing import PostgresServer
@@ -84,7 +85,7 @@ def test_wrong_engine() -> None:
 def test_url_alone_will_not_do() -> None:
     """An engine made of the URL tells how to make one."""
     engine = sa.create_engine("postgresql+serverless_pg_kit://")
-    with pytest.raises(sa.exc.ArgumentError, match="create_engine"):
+    with pytest.raises(exc.ArgumentError, match="create_engine"):
         engine.connect()
 
 
@@ -108,7 +109,7 @@ def test_settings_of_the_environment(server: PostgresServer, monkeypatch: pytest
     engine = create_engine(Engine())
     with engine.connect() as conn:
         assert conn.scalar(sa.text("show application_name")) == "from env"
-        with pytest.raises(sa.exc.OperationalError, match="all 1 connections"):
+        with pytest.raises(exc.OperationalError, match="all 1 connections"):
             engine.connect()
     engine.dispose()
 
@@ -133,7 +134,7 @@ def test_configured_connections(make: Make) -> None:
 
     def work() -> None:
         with stage.engine.connect() as conn:
-            assert conn.connection.driver_connection.prepare_threshold is None
+            assert driver(conn).prepare_threshold is None
 
     stage.run(work)
 
@@ -144,7 +145,7 @@ def test_connect_args(make: Make) -> None:
 
     def work() -> None:
         with stage.engine.connect() as conn:
-            assert conn.connection.driver_connection.prepare_threshold == 0
+            assert driver(conn).prepare_threshold == 0
             conn.execute(sa.text("select 1"))
             names = conn.scalars(sa.text("select name from pg_prepared_statements"))
             assert [name for name in names if name.startswith("_pg3")]
