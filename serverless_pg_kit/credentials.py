@@ -192,7 +192,12 @@ def parameters_in(answer: Mapping[str, Any], name: str) -> dict[str, str]:
         raise SettingsError(f"credentials: {name} holds no JSON object with username and password")
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
     renamed = {RENAMED.get(key, key): value for key, value in secret.items()}
-    params = {key: str(value) for key, value in renamed.items() if key in known and isinstance(value, (str, int))}
+    params = {key: str(value) for key, value in renamed.items() if key in known and is_text(value)}
     if not params.get("password"):
         raise SettingsError(f"credentials: {name} has no password among its keys")
     return params
+
+
+def is_text(value: object) -> bool:
+    """Tell whether `value` says something: JSON has ports as numbers, and what RDS does not know may be empty."""
+    return isinstance(value, (str, int)) and value != ""
