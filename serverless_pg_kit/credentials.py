@@ -31,7 +31,11 @@ SECRET_TTL = 900.0
 """Seconds for which a secret is kept. A rejection has it fetched at once, so this is for what no login refuses."""
 
 IAM_SSLMODES = ("require", "verify-ca", "verify-full")
-TIMEOUTS = {"connect_timeout": 2, "read_timeout": 3, "retries": {"total_max_attempts": 2, "mode": "standard"}}
+TIMEOUTS: Mapping[str, Any] = {
+    "connect_timeout": 2,
+    "read_timeout": 3,
+    "retries": {"total_max_attempts": 2, "mode": "standard"},
+}
 """How long AWS may be waited for: ten seconds at the utmost, like the default of ``max_wait``."""
 
 RENAMED = {"username": "user", "database": "dbname"}
@@ -66,7 +70,7 @@ class Cached:
 
     def _start(self) -> None:
         self._process = processes.generation
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ask while the thread that it interrupted does
         self._kept: tuple[int, float, Mapping[str, Any] | str] | None = None
 
     def __call__(self) -> Mapping[str, Any] | str:

@@ -163,3 +163,25 @@ def test_async_provider_forgets(run: Run, answer: dict[str, Any], fleet: str) ->
         await engine.close()
 
     run(main())
+
+
+def test_function_that_uses_its_own_engine(run: Run, answer: dict[str, Any], fleet: str) -> None:
+    """It cannot get the connection that it is asked for; that is an error and no standstill."""
+    made: list[AsyncEngine] = []
+
+    async def ask() -> dict[str, Any]:
+        return {"password": (await made[-1].connection).info.password}
+
+    async def ask_anew() -> dict[str, Any]:
+        async with made[-1].request() as conn:
+            return {"password": conn.info.password}
+
+    async def main(credentials: Any) -> None:
+        made.append(AsyncEngine(credentials=credentials, application_name=fleet, max_wait=0.5, max_size=2))
+        async with made[-1].scope() as scope:
+            with pytest.raises((ConnectRejected, AcquireTimeout)):
+                assert await scope.connection
+        assert made[-1].stats.in_use == 0
+
+    for credentials in (ask, ask_anew):
+        run(main(credentials))
