@@ -13,6 +13,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
+from serverless_pg_kit.ahead import Ahead
 from serverless_pg_kit.certificate import REFUSED, explained
 from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
@@ -49,11 +50,13 @@ class Acquiring(AcquiringBase):
         target = self._begin_work(scope, started, wall)
         if scope.deadline.at <= started:
             raise self._too_late(self._retry(scope, target, started))
+        turn = started
         granted, slot = self._slots.take(target)
         if not granted:
-            slot, wall = self._wait_in_line(self._retry(scope, target, started)), self._clock.wall()
+            slot = self._wait_in_line(self._retry(scope, target, started))
+            turn, wall = self._clock.monotonic(), self._clock.wall()
         try:
-            if slot is not None and self._is_usable(slot, target, wall) and self._open_idle(slot, scope, started):
+            if slot is not None and self._is_usable(slot, target, wall) and self._open_idle(slot, scope, started, turn):
                 slot.begun = started
                 self._announce.often(Reused, self._reused, slot, wall, started)
             else:
@@ -63,8 +66,11 @@ class Acquiring(AcquiringBase):
                 slot.line.close()
             self._slots.give_back(None)
             raise
-        if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
+        is_watched = scope.deadline.at < math.inf or self.settings.hold_warning is not None
+        if is_watched:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
+        if scope.transaction == "ahead" and not slot.conn.autocommit:
+            slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:
@@ -81,11 +87,13 @@ class Acquiring(AcquiringBase):
             raise self._no_turn(retry)
         return waiter.slot
 
-    def _open_idle(self, slot: Slot, scope: Work, started: float) -> bool:
-        left = min(scope.deadline.at - started, self.settings.max_wait)
+    def _open_idle(self, slot: Slot, scope: Work, started: float, turn: float) -> bool:
         is_queued = slot.direct is False  # a pooler lets BEGIN wait for one of its connections: that is no silence
-        until = min(scope.deadline.at, started + open_seconds(is_fresh=is_queued, remaining=left))
-        failure = self._open(slot, scope, Deadline(until, scope.deadline.now), until - started)
+        # However long the request has waited in line before its turn: that tells nothing about the connection.
+        began = started if is_queued else turn
+        left = min(scope.deadline.at - began, self.settings.max_wait)
+        until = min(scope.deadline.at, began + open_seconds(is_fresh=is_queued, remaining=left))
+        failure = self._open(slot, scope, Deadline(until, scope.deadline.now), until - began)
         if failure is not None and is_queued and scope.deadline.now() >= until:
             raise self._no_pooled_turn(self._retry(scope, slot.target, started), failure)
         return failure is None

@@ -144,6 +144,14 @@ class EngineBase:
             raise SettingsError(f"add_listener({type(listener).__name__}) is not allowed: {LISTENER}")
         self._announce.add_listener(listener)
 
+    def retire(self) -> None:
+        """Close all connections: idle ones now, others when their requests end, the current one's too.
+
+        Nothing is rolled back and nothing is waited for. New requests open new connections.
+        """
+        self._check_process()
+        self._condemn("it was retired")
+
     def _check_process(self) -> None:
         if self._slots.process != processes.generation:
             self._start_anew()

@@ -23,6 +23,7 @@ from serverless_pg_kit.decisions.replay import replay_delay
 from serverless_pg_kit.events import Replaying
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.scope import JoinedRequest, JoinedScope, Request, Scope, Work
+from serverless_pg_kit.scope_base import Begins
 from serverless_pg_kit.waiting import pause
 
 R = TypeVar("R")
@@ -78,7 +79,7 @@ class Engine(Cleaning):
         read_only: bool | None = None,
         join: bool = True,
         conninfo: Conninfo | None = None,
-        transaction: bool = True,
+        transaction: Begins = True,
     ) -> Scope:
         """Return a request to enter by ``with``; it acquires nothing before its `connection` is touched.
 
@@ -86,7 +87,9 @@ class Engine(Cleaning):
         in psycopg's ways, and may set ``autocommit``. Everything else is done as for any request: the open proves that
         the connection lives, takes the guard, raises the lease and sets the deadline's time-outs; the end resets the
         session, after a transaction that was left open is committed, or rolled back after `Scope.fail`. It costs
-        a round trip at the begin and one at the end; `isolation_level` and `read_only` say nothing then. A request that
+        a round trip at the begin and one at the end; `isolation_level` and `read_only` say nothing then. ``"ahead"``
+        saves the round trip of psycopg's own BEGIN: one is sent along with the open. A statement finds it, and whatever
+        else comes first takes it back and finds the connection idle (only ``conn.info`` tells of it). A request that
         joins another takes what that one has.
 
         The other arguments and errors are those of `request`.
@@ -131,11 +134,13 @@ class Engine(Cleaning):
         tenant = self._tenant(conninfo) if conninfo is not None else None if outer is None else outer._tenant
         while True:
             run += 1
+            request = Request(self, until, isolation_level, read_only, tenant=tenant)
             try:
-                with Request(self, until, isolation_level, read_only, tenant=tenant) as conn:
+                with request as conn:
                     return work(conn)
             except Error as error:
-                delay = replay_delay(error, attempts=run, limit=attempts, dice=self._clock.dice())
+                is_closed = request.report is not None and request.report.decision == "closed"
+                delay = replay_delay(error, attempts=run, limit=attempts, dice=self._clock.dice(), is_closed=is_closed)
                 if delay is None or delay >= until.remaining():
                     raise
                 self._announce(Replaying(run, type(error).__name__, delay))

@@ -69,22 +69,25 @@ class Line(LineBase):
         ``psycopg.OperationalError`` if the connection is lost before the server has said anything about the last
         statement.
         """
-        conn, poll = self.conn, self._poll
-        pgconn = conn.pgconn
+        with self.conn.lock:
+            return self.run_locked(message, deadline, answers)
+
+    def run_locked(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
+        """Do what `run` does, for a caller who holds the connection's lock."""
+        pgconn, poll = self.conn.pgconn, self._poll
         if answers is None:
             answers = Answers()
-        answers.conn = conn
-        with conn.lock:
-            pgconn.send_query(message)
-            while pgconn.flush():  # the server may have to be listened to before it takes the rest
-                self._wait_for_room(deadline)
-            while True:
-                seconds = deadline.at - deadline.now()
-                if not poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None):
-                    check(deadline, False)
-                pgconn.consume_input()
-                if advance(pgconn, answers):
-                    return answers
+        answers.conn = self.conn
+        pgconn.send_query(message)
+        while pgconn.flush():  # the server may have to be listened to before it takes the rest
+            self._wait_for_room(deadline)
+        while True:
+            seconds = deadline.at - deadline.now()
+            if not poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None):
+                check(deadline, False)
+            pgconn.consume_input()
+            if advance(pgconn, answers):
+                return answers
 
     def _wait_for_room(self, deadline: Deadline) -> None:
         pgconn = self.conn.pgconn

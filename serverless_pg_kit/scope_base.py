@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from psycopg import IsolationLevel
+from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.role import is_refused_write
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from serverless_pg_kit.slots import Slot
     from serverless_pg_kit.target import Tenant
+
+Begins: TypeAlias = 'bool | Literal["ahead"]'
+"""Whether a connection is given out inside a transaction: True, or False for an idle one. ``"ahead"``: for one that
+looks idle, and whose first statement finds the transaction that psycopg would begin for it."""
 
 
 class WorkBase:
@@ -29,6 +37,7 @@ class WorkBase:
         "_lock",
         "_outer",
         "_process",
+        "_refused_write",
         "_slot",
         "_spoiled",
         "_tells_failure",
@@ -53,12 +62,12 @@ class WorkBase:
         read_only: bool | None,
         *,
         tenant: Tenant | None = None,
-        transaction: bool = True,
+        transaction: Begins = True,
     ) -> None:
         self.deadline: Deadline = deadline
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
-        self.transaction: bool = transaction
+        self.transaction: Begins = transaction
         self.report: CleanReport | None = None
         self.committed: bool = False
         self.begun_by_hand: bool = False
@@ -70,12 +79,21 @@ class WorkBase:
         self._outer: WorkBase | None = None
         self._wants_commit = True
         self._spoiled = False
+        self._refused_write = False
         self._tells_failure = False
 
     @property
     def has_connection(self) -> bool:
         """Whether a connection was acquired and not yet given back."""
         return self._slot is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is a connection on which nothing is going on, as far as its user has asked for anything."""
+        slot = self._slot
+        if slot is None:
+            return False
+        return slot.ahead is not None or slot.conn.pgconn.transaction_status == TransactionStatus.IDLE
 
     @property
     def is_direct(self) -> bool | None:
@@ -92,9 +110,10 @@ class WorkBase:
         own = self._tenant
         return own is tenant or (own is not None and tenant is not None and own.target is tenant.target)
 
-    def fail(self) -> None:
-        """Let the request end with a rollback, although no exception leaves it."""
+    def fail(self, error: BaseException | None = None) -> None:
+        """Let the request end with a rollback, although no exception leaves it; `error` is the one that was caught."""
         self._wants_commit = False
+        self._refused_write = self._refused_write or is_refused_write(error)
 
     def respond(self, status: int, *, rollback: bool | None = None) -> None:
         """Take account of the HTTP `status` of the request's answer.
@@ -113,12 +132,13 @@ class WorkBase:
         """
         self._tells_failure = self._tells_failure or not self._spoiled
 
-    def spoil(self) -> None:
+    def spoil(self, error: BaseException | None = None) -> None:
         """Let the request end with a rollback, and with `TransactionFailed` if its own code believes in success.
 
-        For a request that joined this one and failed: what it did must not be committed by halves.
+        For a request that joined this one and failed, by `error`: what it did must not be committed by halves.
         """
         self._spoiled = True
+        self._refused_write = self._refused_write or is_refused_write(error)
 
     def resume(self) -> None:
         """Be the engine's current request from now on, as inside a ``with`` block, until `suspend` or the end.

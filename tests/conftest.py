@@ -20,10 +20,12 @@ from serverless_pg_kit.testing import PostgresServer
 MakeEngine = Callable[..., Engine]
 
 FRAMEWORKS: dict[str, str] = {
+    "asgi": "fastapi",
     "django": "django",
     "faas": "functions_framework",
     "flask": "flask",
     "powertools": "aws_lambda_powertools",
+    "sqlalchemy": "sqlalchemy",
 }
 """Which module the tests in a folder of ``integrations`` need. tox gives every framework environments of its own."""
 

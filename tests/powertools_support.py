@@ -39,10 +39,12 @@ def stored(name: str) -> Any:
     return json.loads((EVENTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def event_of(name: str, method: str = "GET", path: str = "/orders/7", body: Any = None) -> Any:
+def event_of(
+    name: str, method: str = "GET", path: str = "/orders/7", body: Any = None, query: dict[str, str] | None = None
+) -> Any:
     """Return the event `name`, asking for `path` by `method`, where its kind has that; everything else as AWS sends it.
 
-    `body` is sent as JSON.
+    `body` is sent as JSON. `query` is for the REST API only.
     """
     event = copy.deepcopy(stored(name))
     places = {
@@ -54,6 +56,8 @@ def event_of(name: str, method: str = "GET", path: str = "/orders/7", body: Any 
     }
     event.update(places.get(name, {"rawPath": path}))
     if name == "api_gateway_v1":
+        event["queryStringParameters"] = query
+        event["multiValueQueryStringParameters"] = {key: [value] for key, value in (query or {}).items()} or None
         event["requestContext"].update(path=f"/{event['requestContext']['stage']}{path}", httpMethod=method)
     if name in ("api_gateway_v2", "function_url"):
         event["requestContext"]["http"].update(path=path, method=method)

@@ -10,8 +10,9 @@ from aws_lambda_powertools.middleware_factory import lambda_handler_decorator
 from psycopg import IsolationLevel
 
 from serverless_pg_kit import Engine, default_engine
-from serverless_pg_kit.aws_lambda import with_budget
+from serverless_pg_kit.aws_lambda import for_call
 from serverless_pg_kit.base import EngineBase
+from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit.handlers import Injection, is_async, plan_injection, refuse_unfinished
 from serverless_pg_kit_powertools.answers import SERVER_ERRORS, check_options, function_status, tell
 
@@ -31,6 +32,7 @@ def postgres_middleware(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    conninfo: Conninfo | Callable[[Any, Any], Conninfo | None] | None = None,
 ) -> Callable[[Callable[..., R]], Callable[..., R]]: ...
 def postgres_middleware(
     handler: Any = None,
@@ -42,6 +44,7 @@ def postgres_middleware(
     deadline: float | None = None,
     isolation_level: IsolationLevel | None = None,
     read_only: bool | None = None,
+    conninfo: Conninfo | Callable[[Any, Any], Conninfo | None] | None = None,
 ) -> Any:
     """Run a Lambda function as one request of `engine`: success commits, an exception or a status in `rollback_on`
     rolls back.
@@ -52,13 +55,19 @@ def postgres_middleware(
     touched. The status is that of a proxy response, or of an answer to a Bedrock agent.
 
     `deadline` is in seconds; ``None`` takes the time that the Lambda context has left, less the setting
-    ``deadline_margin``; ``math.inf`` opts out. `isolation_level` and `read_only` are those of `Engine.request`, and so
-    are the errors that the function raises. Raises ``TypeError`` when decorating what it cannot run.
+    ``deadline_margin``; ``math.inf`` opts out. `isolation_level`, `read_only` and `conninfo` are those of
+    `Engine.request`, and so are the errors that the function raises; `conninfo` may also be a callable that gets event
+    and context and returns it. Raises ``TypeError`` when decorating what it cannot run.
     """
     if isinstance(handler, EngineBase):
         raise TypeError("pass the engine by name: @postgres_middleware(engine=engine)")
     check_options(engine, Engine, rollback_on, ASYNC)
-    options = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only}
+    options: dict[str, Any] = {
+        "deadline": deadline,
+        "isolation_level": isolation_level,
+        "read_only": read_only,
+        "conninfo": conninfo,
+    }
     if handler is None:
         return functools.partial(postgres_middleware, engine=engine, inject=inject, rollback_on=rollback_on, **options)
     if is_async(handler):
@@ -81,7 +90,7 @@ def postgres_request(
 ) -> Any:
     """Call `handler` as one request; `passed` is what decorators around this one, or a test, pass by name."""
     target = default_engine() if engine is None else engine
-    with target.scope(**with_budget(options, (context,), target)) as scope:
+    with target.scope(**for_call(options, (event, context), {}, target)) as scope:
         if plan is not None and plan.is_wanted((event, context), passed):
             passed[plan.name] = scope.connection
         result = handler(event, context, **passed)

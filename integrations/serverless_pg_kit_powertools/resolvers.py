@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Container, Iterator, MutableMapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any
 
-from aws_lambda_powertools.event_handler.exceptions import ServiceError
 from aws_lambda_powertools.event_handler.middlewares import BaseMiddlewareHandler
 from psycopg import IsolationLevel
 
 from serverless_pg_kit import Engine, default_async_engine, default_engine
-from serverless_pg_kit.aws_lambda import with_budget
+from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit_powertools.answers import SERVER_ERRORS, check_options, route_status, tell
+from serverless_pg_kit_powertools.chains import Options, answer_of, async_answer_of, handed_on, lent
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.event_handler.api_gateway import ApiGatewayResolver, Response
 
     from serverless_pg_kit import AsyncEngine
-
-    NextMiddleware = Callable[[ApiGatewayResolver], Any]
-
-MISSING = object()
-
-
-class Options(NamedTuple):
-    """What a middleware was made with."""
-
-    engine: Any
-    key: str
-    rollback_on: Container[int]
-    scope: dict[str, Any]
+    from serverless_pg_kit_powertools.chains import NextMiddleware
 
 
 class PostgresMiddleware(BaseMiddlewareHandler[Any]):
@@ -44,8 +31,9 @@ class PostgresMiddleware(BaseMiddlewareHandler[Any]):
     answer, whose status decides. Where one middleware is inside another, on the same engine, there is one request.
 
     `deadline` is in seconds; ``None`` takes the time that the Lambda context has left, less the setting
-    ``deadline_margin``; ``math.inf`` opts out. `isolation_level` and `read_only` are those of `Engine.request`, and so
-    are the errors, which the resolver's exception handlers get. Raises ``TypeError`` for an `AsyncEngine`.
+    ``deadline_margin``; ``math.inf`` opts out. `isolation_level`, `read_only` and `conninfo` are those of
+    `Engine.request`, and so are the errors, which the resolver's exception handlers get; `conninfo` may also be a
+    callable that gets the resolver and returns it. Raises ``TypeError`` for an `AsyncEngine`.
     """
 
     def __init__(
@@ -57,16 +45,16 @@ class PostgresMiddleware(BaseMiddlewareHandler[Any]):
         deadline: float | None = None,
         isolation_level: IsolationLevel | None = None,
         read_only: bool | None = None,
+        conninfo: Conninfo | Callable[[ApiGatewayResolver], Conninfo | None] | None = None,
     ) -> None:
         check_options(engine, Engine, rollback_on, "AsyncPostgresMiddleware takes an AsyncEngine, for resolve_async")
-        scope = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only}
-        self._options = Options(engine, key, rollback_on, scope)
+        self._options = Options(engine, key, rollback_on, deadline, isolation_level, read_only, conninfo)
 
     def handler(self, app: ApiGatewayResolver, next_middleware: NextMiddleware) -> Response[Any]:
         """Call the rest of the chain as one request, and return its response."""
         options = self._options
         engine = default_engine() if options.engine is None else options.engine
-        with engine.scope(**with_budget(options.scope, (app.lambda_context,), engine)) as scope:
+        with options.scope(app, engine) as scope:
             with lent(app.context, options.key, scope):
                 answer = answer_of(app, next_middleware)
             tell(scope, route_status(answer), options.rollback_on)
@@ -93,58 +81,21 @@ class AsyncPostgresMiddleware(functools.partial[Any]):
         deadline: float | None = None,
         isolation_level: IsolationLevel | None = None,
         read_only: bool | None = None,
+        conninfo: Conninfo | Callable[[ApiGatewayResolver], Conninfo | None] | None = None,
     ) -> AsyncPostgresMiddleware:
         """Make the middleware."""
         from serverless_pg_kit import AsyncEngine
 
         check_options(engine, AsyncEngine, rollback_on, "PostgresMiddleware takes an Engine")
-        scope = {"deadline": deadline, "isolation_level": isolation_level, "read_only": read_only}
-        return super().__new__(cls, run_async, Options(engine, key, rollback_on, scope))
+        options = Options(engine, key, rollback_on, deadline, isolation_level, read_only, conninfo)
+        return super().__new__(cls, run_async, options)
 
 
 async def run_async(options: Options, app: ApiGatewayResolver, next_middleware: NextMiddleware) -> Any:
     """Await the rest of the chain as one request, and return its response."""
     engine = default_async_engine() if options.engine is None else options.engine
-    async with engine.scope(**with_budget(options.scope, (app.lambda_context,), engine)) as scope:
+    async with options.scope(app, engine) as scope:
         with lent(app.context, options.key, scope):
             answer = await async_answer_of(app, next_middleware)
         tell(scope, route_status(answer), options.rollback_on)
     return handed_on(answer)
-
-
-@contextmanager
-def lent(context: MutableMapping[str, Any], key: str, scope: object) -> Iterator[None]:
-    """Put `scope` into the resolver's context for a while. Powertools before 3.37 keeps what is in there after an
-    exception, for the next request to find."""
-    before = context.get(key, MISSING)
-    context[key] = scope
-    try:
-        yield
-    finally:
-        if before is MISSING:
-            context.pop(key, None)
-        else:
-            context[key] = before
-
-
-def answer_of(app: ApiGatewayResolver, next_middleware: NextMiddleware) -> Any:
-    """Return what the rest of the chain answers; a ``ServiceError`` that it raises is one."""
-    try:
-        return next_middleware(app)
-    except ServiceError as error:
-        return error
-
-
-async def async_answer_of(app: ApiGatewayResolver, next_middleware: Callable[..., Awaitable[Any]]) -> Any:
-    """Do the same for a chain that has to be awaited."""
-    try:
-        return await next_middleware(app)
-    except ServiceError as error:
-        return error
-
-
-def handed_on(answer: Any) -> Any:
-    """Return `answer`, or raise it if it is an error: its request has ended by now."""
-    if isinstance(answer, ServiceError):
-        raise answer
-    return answer

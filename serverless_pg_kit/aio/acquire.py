@@ -12,6 +12,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
+from serverless_pg_kit.aio.ahead import Ahead
 from serverless_pg_kit.aio.line import Line
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import Bell, asked, completed, drive, elsewhere, pause
@@ -48,13 +49,19 @@ class Acquiring(AcquiringBase):
         target = self._begin_work(scope, started, wall)
         if scope.deadline.at <= started:
             raise self._too_late(self._retry(scope, target, started))
+        turn = started
         granted, slot = self._slots.take(target)
         if not granted:
-            slot, wall = await self._wait_in_line(self._retry(scope, target, started)), self._clock.wall()
+            slot = await self._wait_in_line(self._retry(scope, target, started))
+            turn, wall = self._clock.monotonic(), self._clock.wall()
         try:
             if slot is not None:  # async only
                 slot.line.enter_loop()  # async only
-            if slot is not None and self._is_usable(slot, target, wall) and await self._open_idle(slot, scope, started):
+            if (
+                slot is not None
+                and self._is_usable(slot, target, wall)
+                and await self._open_idle(slot, scope, started, turn)
+            ):
                 slot.begun = started
                 self._announce.often(Reused, self._reused, slot, wall, started)
             else:
@@ -64,8 +71,12 @@ class Acquiring(AcquiringBase):
                 slot.line.close()
             self._slots.give_back(None)
             raise
-        if scope.deadline.at < math.inf or self.settings.hold_warning is not None:
+        is_watched = scope.deadline.at < math.inf or self.settings.hold_warning is not None
+        is_watched = True  # async only - any task may be cancelled, and more than once
+        if is_watched:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
+        if scope.transaction == "ahead" and not slot.conn.autocommit:
+            slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
     async def _wait_in_line(self, retry: Retry) -> Slot | None:
@@ -82,11 +93,13 @@ class Acquiring(AcquiringBase):
             raise self._no_turn(retry)
         return waiter.slot
 
-    async def _open_idle(self, slot: Slot, scope: Work, started: float) -> bool:
-        left = min(scope.deadline.at - started, self.settings.max_wait)
+    async def _open_idle(self, slot: Slot, scope: Work, started: float, turn: float) -> bool:
         is_queued = slot.direct is False  # a pooler lets BEGIN wait for one of its connections: that is no silence
-        until = min(scope.deadline.at, started + open_seconds(is_fresh=is_queued, remaining=left))
-        failure = await self._open(slot, scope, Deadline(until, scope.deadline.now), until - started)
+        # However long the request has waited in line before its turn: that tells nothing about the connection.
+        began = started if is_queued else turn
+        left = min(scope.deadline.at - began, self.settings.max_wait)
+        until = min(scope.deadline.at, began + open_seconds(is_fresh=is_queued, remaining=left))
+        failure = await self._open(slot, scope, Deadline(until, scope.deadline.now), until - began)
         if failure is not None and is_queued and scope.deadline.now() >= until:
             raise self._no_pooled_turn(self._retry(scope, slot.target, started), failure)
         return failure is None

@@ -19,6 +19,10 @@ from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.exchange import Answers, advance, check
 from serverless_pg_kit.line import EVENTS, LineBase
 
+LOOK = 0.5
+"""Seconds until a statement that waits looks whether its connection was closed by another task: the event loop is not
+told."""
+
 
 def hang_up(descriptor: int) -> None:
     """End the connection of a socket that a task still waits for: that wakes it, and it gets an error.
@@ -68,18 +72,21 @@ class Line(LineBase):
         ``psycopg.OperationalError`` if the connection is lost before the server has said anything about the last
         statement.
         """
-        conn = self.conn
-        pgconn = conn.pgconn
+        async with self.conn.lock:
+            return await self.run_locked(message, deadline, answers)
+
+    async def run_locked(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
+        """Do what `run` does, for a caller who holds the connection's lock."""
+        pgconn = self.conn.pgconn
         if answers is None:
             answers = Answers()
-        answers.conn = conn
-        async with conn.lock:
-            pgconn.send_query(message)
-            while pgconn.flush():  # the server may have to be listened to before it takes the rest
-                await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
+        answers.conn = self.conn
+        pgconn.send_query(message)
+        while pgconn.flush():  # the server may have to be listened to before it takes the rest
+            await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
+        await self._wait_for(select.POLLIN, deadline)
+        while not advance(pgconn, answers):
             await self._wait_for(select.POLLIN, deadline)
-            while not advance(pgconn, answers):
-                await self._wait_for(select.POLLIN, deadline)
         return answers
 
     async def _wait_for(self, events: int, deadline: Deadline) -> None:
@@ -104,7 +111,7 @@ class Line(LineBase):
         try:
             wanted = next(gen)
             while True:
-                if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], deadline.at - deadline.now()):
+                if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], min(LOOK, deadline.at - deadline.now())):
                     wanted = gen.send(wanted)  # Ready and Wait have the same values
                 elif late is not None and not deadline.remaining():
                     deadline, late = await late(), None

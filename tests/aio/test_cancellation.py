@@ -331,3 +331,41 @@ def test_time_out_in_line_is_told(run: Run, make_engine: Any) -> None:
                 await alone(engine)
 
     run(main())
+
+
+def test_cancelled_again_and_again(run: Run, engine: AsyncEngine, superuser: Any) -> None:
+    """A statement ends on the server, and its connection can go on, even if its task is cancelled in every turn of the
+    loop, as by the cancel scopes of anyio."""
+
+    async def sleep() -> None:
+        async with engine.request() as conn:
+            await conn.execute("select pg_sleep(600)")
+
+    async def main() -> None:
+        task = asyncio.create_task(sleep())
+        await soon(lambda: sleepers(superuser, engine) == 1)
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert sleepers(superuser, engine) == 0
+        await pid_of(engine)
+
+    run(main())
+    assert (engine.stats.connects, engine.stats.cancels, engine.stats.in_use) == (1, 1, 0)
+
+
+def test_connection_is_closed_by_another_task(run: Run, engine: AsyncEngine, superuser: Any) -> None:
+    """A statement whose connection another task closes fails, although nothing tells the event loop."""
+
+    async def main() -> None:
+        async with engine.request() as conn:
+            task = asyncio.create_task(conn.execute("select pg_sleep(600)"))
+            await soon(lambda: sleepers(superuser, engine) == 1)
+            await conn.close()
+            with pytest.raises(psycopg.OperationalError):
+                await asyncio.wait_for(task, 30)
+
+    run(main())
+    assert engine.stats.in_use == 0

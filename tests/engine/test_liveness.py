@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from proxy import Proxy
 from support import check_replaced_soon, eventually, kill, sessions
 
 from serverless_pg_kit import AcquireTimeout, TransactionFailed
+from serverless_pg_kit.decisions.deadline import OPEN_SECONDS
 from serverless_pg_kit.events import Event, Expired, Lost, Retrying
 from serverless_pg_kit.testing import PostgresServer
 
@@ -211,3 +213,16 @@ def test_request_that_is_over_before_it_begins_touches_nothing(make_engine: Any,
         with engine.request():
             pass
     assert (engine.stats.connects, engine.stats.open, engine.stats.in_use) == (1, 1, 0)
+
+
+def test_long_wait_in_line_says_nothing_of_the_connection(make_engine: Any) -> None:
+    """A request that waited for its turn longer than a connection may be silent is served by the one it was given."""
+    engine = make_engine(max_size=1, max_wait=60.0)
+    served = threading.Thread(target=lambda: (engine.connect(), engine.clean()))
+    with engine.request():
+        served.start()
+        assert eventually(lambda: engine.stats.waiting == 1)
+        time.sleep(OPEN_SECONDS + 0.3)
+    served.join()
+
+    assert (engine.stats.connects, engine.stats.losses, engine.stats.reuses) == (1, 0, 1)

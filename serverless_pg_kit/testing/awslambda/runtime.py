@@ -23,16 +23,18 @@ class Environment:
     """
 
     def __init__(self, function: Function, log: Path, temporary: Path, *, refuses_extensions: bool) -> None:
-        self.function = function
-        self.log = log
+        self.function: Function = function
+        self.log: Path = log
         self._under_way: set[Invocation] = set()
         self._lock = threading.Lock()
-        self.api = RuntimeApi(
+        self.api: RuntimeApi = RuntimeApi(
             function.arn, has_workers=function.workers is not None, refuses_extensions=refuses_extensions
         )
         try:
             variables = function.variables(self.api.address, temporary)
-            self.process = RuntimeProcess(function.command(), variables, function.folder, log, self._ended)
+            self.process: RuntimeProcess = RuntimeProcess(
+                function.command(), variables, function.folder, log, self._ended
+            )
         except BaseException:
             self.api.close()
             raise

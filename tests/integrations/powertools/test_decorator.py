@@ -271,6 +271,17 @@ def test_two_databases(engine: Engine, server: Any, context: Any) -> None:
         other.close()
 
 
+def test_tenants(engine: Engine, context: Any) -> None:
+    """The event may choose whose database it is for."""
+
+    @postgres_middleware(engine=engine, conninfo=lambda event, context: {"options": f"-c work_mem={event['memory']}"})
+    def handler(event: Any, context: Any, conn: psycopg.Connection[Any]) -> Any:
+        return conn.execute("show work_mem").fetchone()
+
+    assert handler({"memory": "7MB"}, context) == ("7MB",)
+    assert handler({"memory": "9MB"}, context) == ("9MB",)
+
+
 async def answer_later(event: Any, context: Any) -> None:
     """An async handler."""
 

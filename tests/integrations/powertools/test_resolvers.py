@@ -374,6 +374,23 @@ def test_two_databases(engine: Engine, server: Any, superuser: Any, ledger: str,
         other.close()
 
 
+def test_tenants(engine: Engine, context: Any) -> None:
+    """The request may choose whose database it is for."""
+    app: Any = APIGatewayRestResolver()
+
+    def tenant(resolver: Any) -> Any:
+        return {"options": "-c work_mem=7MB"} if resolver.current_event.path == "/orders/7" else None
+
+    app.use(middlewares=[PostgresMiddleware(engine, conninfo=tenant)])
+
+    @app.get("/orders/<number>")
+    def route(number: str) -> Any:
+        return app.context["db"].connection.execute("show work_mem").fetchone()[0]
+
+    assert app.resolve(EVENT, context)["body"] == "7MB"
+    assert app.resolve(event_of("api_gateway_v1", path="/orders/8"), context)["body"] == "4MB"
+
+
 def test_default_engine(engine: Engine, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without an engine there is one for the process."""
     monkeypatch.setitem(aws_lambda._defaults, Engine, engine)

@@ -1,0 +1,46 @@
+"""What PostgreSQL can do: the suite skips what is not named here, or open by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.testing import exclusions
+from sqlalchemy.testing.requirements import SuiteRequirements
+
+SUPPORTED = """
+array_type autocommit check_constraint_reflection comment_reflection
+comment_reflection_full_unicode constraint_comment_reflection computed_columns computed_columns_stored
+computed_columns_reflect_persisted create_table_as create_temp_table_as cross_schema_fk_reflection ctes ctes_on_dml
+ctes_with_values ctes_with_update_delete date_historic datetime_historic datetime_implicit_bound date_implicit_bound
+time_implicit_bound timestamp_microseconds_implicit_bound datetime_interval datetime_timezone
+datetime_timezone_historic deferrable_fks default_schema_name_switch delete_from delete_returning
+dialect_level_isolation_level_param fetch_expression fetch_first fetch_no_order_by fetch_ties
+foreign_key_constraint_option_reflection_ondelete foreign_key_constraint_option_reflection_onupdate
+fk_constraint_option_reflection_ondelete_restrict fk_constraint_option_reflection_ondelete_noaction
+fk_constraint_option_reflection_onupdate_restrict get_isolation_level_values identity_columns
+identity_columns_standard implicit_default_schema index_ddl_if_exists index_reflects_included_columns
+indexes_with_ascdesc indexes_with_expressions infinity_floats inline_check_constraint_reflection
+insert_executemany_returning insert_returning insertmanyvalues intersect except_ isolation_level json_type
+json_array_indexes materialized_views nullsordering on_update_cascade
+precision_numerics_enotation_large precision_numerics_many_significant_digits
+precision_numerics_retains_significant_digits reflect_indexes_with_ascdesc
+reflect_indexes_with_expressions reflect_tables_no_columns regexp_match regexp_replace
+savepoints schemas schema_create_delete sequences sequences_optional server_side_cursors skip_autocommit_rollback
+sql_expression_limit_offset standard_cursor_sql supports_distinct_on supports_is_distinct_from supports_bitwise_and
+supports_bitwise_or supports_bitwise_not supports_bitwise_xor supports_bitwise_shift
+table_ddl_if_exists table_value_constructor temp_table_comment_reflection temp_table_reflect_indexes temporary_tables
+temporary_views time_timezone tuple_in tuple_in_w_empty two_phase_transactions unbounded_varchar
+unicode_ddl unique_constraint_reflection unique_constraints_reflect_as_index temp_table_names reflects_pk_names
+reflect_table_options
+unique_index_reflect_as_unique_constraints update_from update_returning
+uuid_data_type views window_functions window_range window_range_numeric window_range_non_numeric
+"""
+
+
+def supported(name: str) -> Any:
+    """Return the property that opens a requirement."""
+    return property(lambda self: exclusions.open(), doc=f"PostgreSQL has {name}.")
+
+
+known = {name: supported(name) for name in SUPPORTED.split() if hasattr(SuiteRequirements, name)}
+Requirements = type("Requirements", (SuiteRequirements,), known)
