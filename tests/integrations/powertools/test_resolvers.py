@@ -90,32 +90,26 @@ def app_of(resolver: Any, engine: Engine, answer: Any, **options: Any) -> Any:
     return app
 
 
-@pytest.mark.parametrize(
-    ("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS]
-)
-@pytest.mark.parametrize("resolver", RESOLVERS)
-def test_answer_decides(
-    engine: Engine,
-    superuser: Any,
-    ledger: str,
-    context: Any,
-    resolver: str,
-    answer: Any,
-    status: int | None,
-    kept: bool,
-) -> None:
-    """In each resolver, with an event as AWS sends it: the status decides, and an exception rolls back."""
-    kind, name = RESOLVERS[resolver]
-    app = app_of(kind, engine, answer)
-    event = event_of(name)
+def check(run: Any, superuser: Any, status: int | None, kept: bool, said: str) -> None:
+    """Check what ``run()`` answers (``None``: it raises) and whether what it wrote is kept; then empty the ledger."""
     if status is None:
         with pytest.raises(LookupError, match="mine"):
-            app.resolve(event, context)
+            run()
     else:
-        assert status_of(app.resolve(event, context)) == status
-    assert entries(superuser) == ([1] if kept else [])
-    assert engine.stats.in_use == 0
-    assert "db" not in app.context
+        assert status_of(run()) == status, said
+    assert entries(superuser) == ([1] if kept else []), said
+    superuser.execute("truncate ledger")
+
+
+@pytest.mark.parametrize("resolver", RESOLVERS)
+def test_answer_decides(engine: Engine, superuser: Any, ledger: str, context: Any, resolver: str) -> None:
+    """In each resolver, with an event as AWS sends it: the status decides, and an exception rolls back."""
+    kind, name = RESOLVERS[resolver]
+    for said, answer, status, kept in ANSWERS:
+        app = app_of(kind, engine, answer)
+        check(lambda app=app: app.resolve(event_of(name), context), superuser, status, kept, said)
+        assert engine.stats.in_use == 0, said
+        assert "db" not in app.context, said
 
 
 @pytest.mark.parametrize(
@@ -200,42 +194,24 @@ def test_router_sees_the_request(engine: Engine, superuser: Any, ledger: str, co
     assert entries(superuser) == [1]
 
 
-@pytest.mark.parametrize(
-    ("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS]
-)
 @pytest.mark.parametrize("outer", ["postgres_middleware", "with_db", "app.use"])
-def test_nested(
-    engine: Engine,
-    superuser: Any,
-    ledger: str,
-    context: Any,
-    outer: str,
-    answer: Any,
-    status: int | None,
-    kept: bool,
-) -> None:
+def test_nested(engine: Engine, superuser: Any, ledger: str, context: Any, outer: str) -> None:
     """One inside another, or inside a decorator, is one request, and ends as it would alone."""
-    app: Any = APIGatewayRestResolver()
-    if outer == "app.use":
-        app.use(middlewares=[PostgresMiddleware(engine)])
-
-    @app.get("/orders/7", middlewares=[PostgresMiddleware(engine)])
-    def route() -> Any:
-        insert(app)
-        return answer()
-
-    def handler(event: Any, context: Any) -> Any:
-        return app.resolve(event, context)
-
     decorate: Any = {"with_db": with_db(engine), "postgres_middleware": postgres_middleware(engine=engine)}
-    run = decorate[outer](handler) if outer in decorate else handler
-    if status is None:
-        with pytest.raises(LookupError, match="mine"):
-            run(EVENT, context)
-    else:
-        assert status_of(run(EVENT, context)) == status
-    assert entries(superuser) == ([1] if kept else [])
-    assert (engine.stats.connects, engine.stats.in_use) == (1, 0)
+    for said, answer, status, kept in ANSWERS:
+        app: Any = APIGatewayRestResolver()
+        if outer == "app.use":
+            app.use(middlewares=[PostgresMiddleware(engine)])
+        routed = app.get("/orders/7", middlewares=[PostgresMiddleware(engine)])
+        routed(lambda app=app, answer=answer: (insert(app), answer())[1])
+
+        def handler(event: Any, context: Any, app: Any = app) -> Any:
+            return app.resolve(event, context)
+
+        run = decorate[outer](handler) if outer in decorate else handler
+        check(lambda run=run: run(EVENT, context), superuser, status, kept, said)
+        assert engine.stats.in_use == 0, said
+    assert engine.stats.connects + engine.stats.reuses == len(ANSWERS)
 
 
 def test_inner_failure_that_is_caught_commits_nothing(
