@@ -267,6 +267,18 @@ def test_subsegments(engine: Engine, daemon: socket.socket, context: Any) -> Non
     assert acquire["end_time"] <= clean["start_time"] < clean["end_time"]
 
 
+@pytest.mark.parametrize(
+    "event", [events.Connected(7, 0.25, 1, 0.2), events.GaveUp("AcquireTimeout", 0.25, 3), events.Committed(7, 0.25)]
+)
+def test_subsegment_is_as_long_as_it_took(daemon: socket.socket, event: events.Event) -> None:
+    """What is recorded afterwards begins when it began."""
+    tracer = Tracer(auto_patch=False)
+    with tracer.provider.in_subsegment("## handler"):
+        TracerListener(tracer)(event)
+        [part] = subsegments(daemon, 1)
+    assert 0.25 <= part["end_time"] - part["start_time"] < 0.25 + 5
+
+
 def test_subsegment_of_a_failure(daemon: socket.socket, context: Any) -> None:
     """A request that got no connection shows how long it waited, and which error it heard."""
     tracer = Tracer(auto_patch=False)

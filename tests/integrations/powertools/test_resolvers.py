@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -29,7 +31,7 @@ from aws_lambda_powertools.event_handler.exceptions import (
 )
 from powertools_support import Context, event_of, status_of
 from psycopg import IsolationLevel
-from support import entries
+from support import entries, kill
 
 from serverless_pg_kit import Engine, TransactionFailed, aws_lambda, with_db
 from serverless_pg_kit_powertools import PostgresMiddleware, postgres_middleware
@@ -262,6 +264,49 @@ def test_chain_that_is_cut_short(
     app.use(middlewares=[impatient])
     app.resolve(EVENT, context)
     assert entries(superuser) == ([1] if kept else [])
+
+
+def test_lost_connection(engine: Engine, superuser: Any, ledger: str, context: Any) -> None:
+    """A backend that is killed in the middle of a route is an error for the exception handlers, and the next request is
+    served."""
+    app: Any = APIGatewayRestResolver()
+    app.use(middlewares=[PostgresMiddleware(engine)])
+    pids: list[int] = []
+
+    @app.get("/orders/7")
+    def route() -> Any:
+        insert(app)
+        pids.append(engine.connection.info.backend_pid)
+        if len(pids) == 1:
+            kill(superuser, pids[0])
+        engine.connection.execute("select 1")
+        return {}
+
+    @app.exception_handler(psycopg.OperationalError)
+    def handle(error: Exception) -> Any:
+        return Response(503, "text/plain", "later")
+
+    assert [status_of(app.resolve(EVENT, context)) for _ in range(2)] == [503, 200]
+    assert entries(superuser) == [1]
+    assert engine.stats.in_use == 0
+    assert len(set(pids)) == 2
+
+
+def test_threads(engine: Engine, superuser: Any, context: Any) -> None:
+    """A process that serves several requests at a time, with a resolver each, gives each its own connection."""
+    together = threading.Barrier(4, timeout=60)
+
+    def serve(number: int) -> int:
+        @postgres_middleware(engine=engine)
+        def handler(event: Any, context: Any, conn: psycopg.Connection[Any]) -> int:
+            together.wait()
+            return conn.info.backend_pid
+
+        return int(handler({}, context))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(serve, range(4)))) == 4
+    assert engine.stats.in_use == 0
 
 
 def test_failed_transaction(engine: Engine, context: Any) -> None:
