@@ -59,11 +59,11 @@ def _response(status: HTTPStatus, body: Any) -> Response:
     return {
         "statusCode": status.value,
         "headers": {"content-type": "application/json"},
-        "body": json.dumps(body, default=_plain),
+        "body": json.dumps(body, default=plain),
     }
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
     """Money as text, so that no client reads it into a binary fraction; times in UTC."""
     if isinstance(value, Decimal):
         return str(value)

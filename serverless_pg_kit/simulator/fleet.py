@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import selectors
-import signal
 import socket
 import time
 from collections import defaultdict, deque
@@ -16,6 +14,7 @@ from typing import Any
 from serverless_pg_kit.simulator import wire
 from serverless_pg_kit.simulator.measure import Tally
 from serverless_pg_kit.simulator.traffic import Arrival
+from serverless_pg_kit.testing import groups
 
 TIME_LIMIT = 15.0  # seconds that a function may take, as one would configure it
 TICK = 0.05  # seconds between two looks at the clock, the connections and the display
@@ -46,7 +45,7 @@ class Container:
     def give(self, request: Request) -> None:
         """Thaw the container and hand it `request`."""
         self.request = request
-        self._signal(signal.SIGCONT)
+        self._each(groups.thaw)
         ends_at = time.time() + request.deadline - time.monotonic()
         message = {"handler": request.arrival.handler, "event": request.arrival.event, "deadline": ends_at}
         # A container that has died in the meantime is noticed when its channel is read.
@@ -56,17 +55,17 @@ class Container:
     def freeze(self) -> None:
         """Stop the process where it is; the kernel keeps its connections open."""
         self.request = None
-        self._signal(signal.SIGSTOP)
+        self._each(groups.freeze)
 
     def kill(self) -> None:
         """End the process, frozen or not."""
-        self._signal(signal.SIGKILL)
+        self._each(groups.kill)
         self.channel.close()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _each(self, act: Callable[[int], None]) -> None:
         # One without a pid is being born and awake; it ends when it finds its channel closed.
         if self.pid is not None:
-            os.kill(self.pid, number)
+            act(self.pid)
 
 
 class Fleet:

@@ -121,6 +121,7 @@ def _become_container(channel: socket.socket, order: dict[str, object], parent: 
     status = 1
     try:
         lifeline.die_with(parent)
+        os.setpgid(0, 0)  # frozen and killed with all that it starts
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _silence()
         os.environ.update(order["environment"])  # type: ignore[call-overload]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,3 +57,28 @@ def test_managed_instances(make: Any) -> None:
     """Each process has the one connection that it needs."""
     container = make(module=blocks("lambda.md", "Managed Instances")[0], workers=3)
     assert container.invoke({}) > 0
+
+
+APP = """
+from serverless_pg_kit import Engine, with_db
+
+@with_db(Engine())
+def handler(event, context, conn):
+    print("served by", conn.info.backend_pid)
+    return event["product"]
+"""
+
+
+def test_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the page about testing says of containers runs as it stands there."""
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "src"):
+        folder.mkdir(exist_ok=True)
+        (folder / "app.py").write_text(APP)
+    for code in blocks("testing.md", "A Lambda container"):
+        exec(code, {})
+
+    lamp, again, one, other = capsys.readouterr().out.split("\n")[:4]
+    assert (lamp, again) == ("lamp", "lamp")
+    assert one == other
+    assert one.startswith("served by ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from support import eventually
 from serverless_pg_kit.testing import (
     HandlerFailed,
     InitFailed,
+    InvocationError,
     InvocationTimedOut,
     LambdaContainer,
     RuntimeExited,
@@ -140,15 +142,25 @@ def test_initialisation_that_fails(make: MakeContainer, tmp_path: Path, code: st
         assert container.pid is None
 
 
+@pytest.fixture(params=["as this machine allows", "by signals"])
+def freezer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets containers be frozen by control groups, where that is allowed, and by signals."""
+    if request.param == "by signals":
+        monkeypatch.setattr("serverless_pg_kit.testing.awslambda.process.make_cgroup", lambda: None)
+
+
+@pytest.mark.usefixtures("freezer")
 def test_frozen_between_invocations(make: MakeContainer) -> None:
-    """A frozen container's threads stand still until the next event."""
+    """A frozen container's threads stand still until the next event; it can be removed all the same."""
     container = make(frozen=True)
     container.invoke({"act": "threading.Thread(target=tick, daemon=True).start()"})
 
-    assert Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    assert Path(f"/proc/{container.pid}/stat").read_text().rpartition(")")[2].split()[0] in ("D", "T")
     assert container.invoke({})[2] == {}
+    assert container.shut_down() == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("freezer")
 def test_frozen_in_the_middle(make: MakeContainer) -> None:
     """A test may freeze a container in the middle of an invocation, and look around."""
     container = make()
@@ -169,6 +181,29 @@ def test_one_event_at_a_time(make: MakeContainer) -> None:
     with pytest.raises(RuntimeError, match="handles another event"):
         container.invoke({})
     assert invocation.result()[0] == container.pid
+
+
+def test_closed_container(make: MakeContainer) -> None:
+    """Whoever waits for a result hears that there will be none."""
+    container = make()
+    invocation = container.start_invocation({"act": "time.sleep(60)"})
+    assert eventually(lambda: "called" in container.log)
+    container.close()
+
+    with pytest.raises(RuntimeExited):
+        invocation.result(timeout=30)
+    with pytest.raises(RuntimeError, match="is closed"):
+        container.start_invocation({}).result(timeout=30)
+
+
+def test_errors_pickle(make: MakeContainer) -> None:
+    """What went wrong can be sent to another process, with all that is known of it."""
+    container = make()
+    for act in ("raise LookupError('mine')", "os._exit(3)"):
+        with pytest.raises(InvocationError) as caught:
+            container.invoke({"act": act})
+        copy = pickle.loads(pickle.dumps(caught.value))
+        assert (type(copy), str(copy), vars(copy)) == (type(caught.value), str(caught.value), vars(caught.value))
 
 
 def test_managed_instances_are_processes(make: MakeContainer) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 from serverless_pg_kit.testing.awslambda.errors import HandlerFailed, RuntimeExited
 from serverless_pg_kit.testing.awslambda.invocation import Invocation
@@ -28,15 +28,15 @@ class RuntimeApi:
     """
 
     def __init__(self, arn: str, *, has_workers: bool = False, refuses_extensions: bool = False) -> None:
-        self.arn = arn
-        self.has_workers = has_workers
-        self.refuses_extensions = refuses_extensions
+        self.arn: str = arn
+        self.has_workers: bool = has_workers
+        self.refuses_extensions: bool = refuses_extensions
         self.calls: list[str] = []
         self.extensions: list[dict[str, Any]] = []
         self.init_error: Report | None = None
-        self.is_at_snapshot = False
+        self.is_at_snapshot: bool = False
         self._restores = False
-        self.is_closed = False
+        self.is_closed: bool = False
         self._idle = 0
         self._events: deque[Invocation] = deque()
         self._under_way: dict[str, Invocation] = {}
@@ -56,7 +56,7 @@ class RuntimeApi:
         if self._listener.is_alive():
             with suppress(OSError):
                 socket.create_connection((HOST, self._server.server_port), timeout=1.0).close()  # wakes the listener
-            self._listener.join()
+            self._listener.join(5.0)
         self._server.server_close()
 
     def _listen(self) -> None:
@@ -148,7 +148,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], api: RuntimeApi) -> None:
         super().__init__(address, Calls)
-        self.api = api
+        self.api: RuntimeApi = api
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing about clients that were killed."""
@@ -159,7 +159,7 @@ class Calls(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one packet: apart, Nagle's algorithm would add 40 ms to every invocation
-    disable_nagle_algorithm = True
+    disable_nagle_algorithm: ClassVar[bool] = True
 
     @property
     def api(self) -> RuntimeApi:
@@ -192,7 +192,7 @@ class Calls(BaseHTTPRequestHandler):
             self._give(200)
         elif self.path.endswith("/extension/event/next"):
             self.api.wait_for_the_end()
-            self.close_connection = True
+            self._hang_up()
         else:
             self._give(404)
 
@@ -214,7 +214,7 @@ class Calls(BaseHTTPRequestHandler):
     def _next(self) -> None:
         invocation = self.api.next(self.connection)
         if invocation is None:
-            self.close_connection = True
+            self._hang_up()
             return
         self.taken = invocation
         headers = {
@@ -241,6 +241,9 @@ class Calls(BaseHTTPRequestHandler):
             return
         self.api.extensions.append({"name": self.headers["Lambda-Extension-Name"], **json.loads(body)})
         self._give(200, b"{}", {"Lambda-Extension-Identifier": "an-identifier"})
+
+    def _hang_up(self) -> None:
+        setattr(self, "close_connection", True)  # noqa: B010 - typed nowhere: an assignment would be a declaration
 
     def _give(self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)

@@ -23,16 +23,18 @@ class Environment:
     """
 
     def __init__(self, function: Function, log: Path, temporary: Path, *, refuses_extensions: bool) -> None:
-        self.function = function
-        self.log = log
+        self.function: Function = function
+        self.log: Path = log
         self._under_way: set[Invocation] = set()
         self._lock = threading.Lock()
-        self.api = RuntimeApi(
+        self.api: RuntimeApi = RuntimeApi(
             function.arn, has_workers=function.workers is not None, refuses_extensions=refuses_extensions
         )
         try:
             variables = function.variables(self.api.address, temporary)
-            self.process = RuntimeProcess(function.command(), variables, function.folder, log, self._ended)
+            self.process: RuntimeProcess = RuntimeProcess(
+                function.command(), variables, function.folder, log, self._ended
+            )
         except BaseException:
             self.api.close()
             raise
@@ -42,9 +44,10 @@ class Environment:
         """Whether its process runs."""
         return not self.process.ended.is_set()
 
-    def wait_until_ready(self, timeout: float) -> None:
-        """Wait until all its workers ask for events, at most `timeout` seconds. Raises `InitFailed`."""
-        self._wait(lambda left: self.api.wait_for_call(idle=self.function.workers or 1, timeout=left), timeout)
+    def wait_until_ready(self, timeout: float, workers: int | None = None) -> None:
+        """Wait until so many `workers` ask for events, or all; at most `timeout` seconds. Raises `InitFailed`."""
+        idle = workers or self.function.workers or 1
+        self._wait(lambda left: self.api.wait_for_call(idle=idle, timeout=left), timeout)
 
     def wait_for_snapshot(self, timeout: float) -> None:
         """Wait until its initialisation and the hooks before the snapshot are done. Raises `InitFailed`."""

@@ -1,0 +1,3 @@
+"""The logistics example as a Flask application. See README.md."""
+
+from __future__ import annotations
