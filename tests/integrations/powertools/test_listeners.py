@@ -46,6 +46,7 @@ ONE_OF_EACH: dict[type[events.Event], events.Event] = {
         events.GaveUp("TooManyConnections", 2.5, 9),
         events.Refused("capacity", "sorry, too many clients already", "53300", 1, 0.25),
         events.Retrying(0.25, 1),
+        events.CredentialsRefreshed(True, 0.25),
         events.Down(1.0),
         events.Lost(7, "peek", 60.0),
         events.Expired(7, "lease", 60.0),

@@ -204,8 +204,11 @@ def test_nested(engine: Engine, superuser: Any, ledger: str, context: Any, outer
         app: Any = APIGatewayRestResolver()
         if outer == "app.use":
             app.use(middlewares=[PostgresMiddleware(engine)])
-        routed = app.get("/orders/7", middlewares=[PostgresMiddleware(engine)])
-        routed(lambda app=app, answer=answer: (insert(app), answer())[1])
+
+        @app.get("/orders/7", middlewares=[PostgresMiddleware(engine)])
+        def route(app: Any = app, answer: Any = answer) -> Any:
+            insert(app)
+            return answer()
 
         def handler(event: Any, context: Any, app: Any = app) -> Any:
             return app.resolve(event, context)
