@@ -36,7 +36,7 @@ FAILURES = {
     "conn.execute('select 1/0')": "DivisionByZero",
     "try: conn.execute('select 1/0')\nexcept Exception: pass": "TransactionFailed",
     "conn.execute('insert into ledger values (2)')": "UniqueViolation",
-    "conn.execute('select pg_terminate_backend(pg_backend_pid())')": "AdminShutdown or OperationalError",  # the first is told by newer libpq
+    "conn.execute('select pg_terminate_backend(pg_backend_pid())')": "AdminShutdown or OperationalError",
     "conn.execute('set role postgres')": "InsufficientPrivilege",
     "conn.execute('set local statement_timeout = 1; select pg_sleep(10)')": "QueryCanceled",
 }
