@@ -56,7 +56,7 @@ def test_failing_message(make: Any, superuser: Any, fleet: str, ledger: str, tou
 
 def test_end_of_the_time(make: Any, superuser: Any, ledger: str) -> None:
     """When the invocation's time is used up, the rest of the batch fails at once and may come again."""
-    container = make("batch_handler", code=BATCH)
+    container = make("batch_handler", code=BATCH, environment={"SERVERLESS_PG_DEADLINE_MARGIN": "1.5"})
     container.start()
     batch = {**event("sqs"), "bad": 2, "act": "conn.execute('select pg_sleep(60)')"}
 
