@@ -125,7 +125,7 @@ def read_conninfo(value: object) -> ConnParams:
         )
     given = {name: each for name, each in value.items() if each is not None}
     for name, each in given.items():
-        if not isinstance(name, str) or not isinstance(each, (str, int)) or isinstance(each, bool):
+        if not isinstance(name, str) or not isinstance(each, (str, int)) or isinstance(each, bool) or "\0" in str(each):
             raise ValueError("has a parameter that is no text: a mapping of libpq's parameters to texts is needed")
     return check_params(ConnParams({name: str(each) for name, each in given.items()}))
 

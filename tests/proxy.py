@@ -134,6 +134,13 @@ class Proxy:
         with self.lock:
             self.order = cut
 
+    def disarm(self) -> None:
+        """Take back an order that was not carried out; lines on which it waits for its byte live on."""
+        with self.lock:
+            self.order = None
+            for line in self._lines:
+                line.forget_cut()
+
     def _accept(self) -> None:
         while True:
             try:
@@ -190,6 +197,11 @@ class Line(threading.Thread):
                     elif not self.is_silent and not (self._cut and self._cut.done):
                         self._pass_on(data, "server" if source is self._client else "client")
             self.hang_up()
+
+    def forget_cut(self) -> None:
+        """Let the line pass everything again, unless it was cut."""
+        if self._cut is not None and not self._cut.done:
+            self._cut = None
 
     def hang_up(self) -> None:
         """End both connections; what was sent before still arrives."""

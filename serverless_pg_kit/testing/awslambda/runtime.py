@@ -44,9 +44,10 @@ class Environment:
         """Whether its process runs."""
         return not self.process.ended.is_set()
 
-    def wait_until_ready(self, timeout: float) -> None:
-        """Wait until all its workers ask for events, at most `timeout` seconds. Raises `InitFailed`."""
-        self._wait(lambda left: self.api.wait_for_call(idle=self.function.workers or 1, timeout=left), timeout)
+    def wait_until_ready(self, timeout: float, workers: int | None = None) -> None:
+        """Wait until so many `workers` ask for events, or all; at most `timeout` seconds. Raises `InitFailed`."""
+        idle = workers or self.function.workers or 1
+        self._wait(lambda left: self.api.wait_for_call(idle=idle, timeout=left), timeout)
 
     def wait_for_snapshot(self, timeout: float) -> None:
         """Wait until its initialisation and the hooks before the snapshot are done. Raises `InitFailed`."""

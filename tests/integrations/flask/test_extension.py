@@ -280,7 +280,7 @@ def test_clean_command(make_site: MakeSite, server: PostgresServer, superuser: A
         return str(pid) in result.output
 
     assert eventually(cleaned)  # a session younger than the floor is spared
-    assert pid not in sessions(superuser, fleet)
+    assert eventually(lambda: pid not in sessions(superuser, fleet))
     idle.close()
 
 
