@@ -83,7 +83,8 @@ class Cached:
                 return kept[2]
             self._kept = None
             answer = self._fetch()
-            self._kept = epoch, now, answer
+            if epoch == self._epoch:
+                self._kept = epoch, now, answer
             return answer
 
     def invalidate(self) -> None:

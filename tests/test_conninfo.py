@@ -159,6 +159,14 @@ def test_password_is_for_one_user_at_one_place(answer: str) -> None:
     assert over("host=a user=u password=p", f"{answer} password=q")["password"] == "q"
 
 
+def test_password_goes_by_no_laxer_sslmode() -> None:
+    """Who takes a password along protects it no less; who brings one decides."""
+    base = "host=a user=u password=p sslmode=verify-full"
+    assert over(base, "dbname=d sslmode=disable")["sslmode"] == "verify-full"
+    assert over(base, "password=q sslmode=disable")["sslmode"] == "disable"
+    assert over(base, "host=b sslmode=disable")["sslmode"] == "disable"
+
+
 def test_address_is_replaced_as_a_whole() -> None:
     """A host does not keep the port, the address or the service of another one."""
     params = over("host=a,b hostaddr=10.0.0.1,10.0.0.2 port=1,2 dbname=d", "host=c")
