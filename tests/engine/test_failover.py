@@ -137,7 +137,7 @@ def test_load_is_spread(engines: Any, pair: Pair, monkeypatch: pytest.MonkeyPatc
     if by_variable:
         monkeypatch.setenv("PGLOADBALANCEHOSTS", "random")
     conninfo = both_dsn(pair, **({} if by_variable else {"load_balance_hosts": "random"}))
-    assert {role_of(engines(conninfo=conninfo)) for _ in range(40)} == {"primary", "standby"}
+    assert {role_of(engines(conninfo=conninfo)) for _ in range(20)} == {"primary", "standby"}
     monkeypatch.delenv("PGLOADBALANCEHOSTS", raising=False)
     assert {role_of(engines(conninfo=both_dsn(pair))) for _ in range(5)} == {"primary"}
 
