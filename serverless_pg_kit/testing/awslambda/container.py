@@ -94,8 +94,10 @@ class LambdaContainer:
 
     @property
     def log(self) -> str:
-        """What the function has printed and logged so far, in all its processes."""
-        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+        """What the function has printed and logged so far, in all its processes; nothing once it is closed."""
+        with suppress(FileNotFoundError):
+            return self._log.read_text(encoding="utf-8", errors="replace")
+        return ""
 
     @property
     def pid(self) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from serverless_pg_kit.testing.awslambda.api import RuntimeApi
@@ -77,8 +78,10 @@ class Environment:
         self.api.close()
 
     def tail(self) -> str:
-        """Return the end of the log."""
-        return self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+        """Return the end of the log; nothing if the container was closed meanwhile."""
+        with suppress(FileNotFoundError):
+            return self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+        return ""
 
     def _wait(self, arrives: Callable[[float], bool], timeout: float) -> None:
         if arrives(timeout):

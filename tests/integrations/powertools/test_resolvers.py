@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +35,8 @@ from powertools_support import Context, event_of, status_of
 from psycopg import IsolationLevel
 from support import entries, kill
 
-from serverless_pg_kit import Engine, TransactionFailed, aws_lambda, with_db
-from serverless_pg_kit_powertools import PostgresMiddleware, postgres_middleware
+from serverless_pg_kit import AsyncEngine, Engine, TransactionFailed, aws_lambda, with_db
+from serverless_pg_kit_powertools import AsyncPostgresMiddleware, PostgresMiddleware, postgres_middleware
 
 RESOLVERS: dict[str, tuple[Any, str]] = {
     "rest": (APIGatewayRestResolver, "api_gateway_v1"),
@@ -455,6 +457,26 @@ def test_kept_request_is_of_no_use_afterwards(engine: Engine, context: Any) -> N
     app.resolve(EVENT, context)
     with pytest.raises(RuntimeError, match="has ended"):
         kept[0].connection  # noqa: B018 - the property acquires
+
+
+@pytest.mark.parametrize(("status", "kept"), [(200, True), (500, False)])
+def test_async_form(
+    async_engine: AsyncEngine, superuser: Any, ledger: str, context: Any, status: int, kept: bool
+) -> None:
+    """On every Python the async middleware is taken for a coroutine function, and has a name."""
+    middleware = AsyncPostgresMiddleware(async_engine)
+    app: Any = APIGatewayHttpResolver()
+    app.lambda_context = context
+
+    async def route(app: Any) -> Any:
+        await (await app.context["db"].connection).execute("insert into ledger values (1)")
+        return Response(status, "text/plain", "")
+
+    assert inspect.iscoroutinefunction(middleware)
+    assert middleware.__name__ == "AsyncPostgresMiddleware"
+    assert asyncio.run(middleware(app, route)).status_code == status
+    assert entries(superuser) == ([1] if kept else [])
+    assert async_engine.stats.in_use == 0
 
 
 @pytest.mark.parametrize(
