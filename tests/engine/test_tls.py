@@ -134,7 +134,7 @@ def test_reason_is_left_out_for_a_service_file(
     engines: Any, secure_server: PostgresServer, stranger: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it says is libpq's alone: the refusal is told as libpq tells it."""
-    params = psycopg.conninfo.conninfo_to_dict(verified(secure_server, stranger.own.file))
+    params = conninfo_to_dict(verified(secure_server, stranger.own.file))
     file = tmp_path / "services"
     file.write_text("[shop]\n" + "".join(f"{name}={value}\n" for name, value in params.items()), encoding="utf-8")
     monkeypatch.setenv("PGSERVICEFILE", str(file))
