@@ -8,7 +8,7 @@ from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
-from serverless_pg_kit.decisions.cleaning import CleanReport
+from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.role import is_refused_write
 from serverless_pg_kit.session import has_prepared
@@ -165,6 +165,9 @@ class WorkBase:
         current = self._engine._current
         if current.get() is self:
             current.set(self._outer)
+
+    def _end_untouched(self) -> None:
+        self.report = self.report or UNTOUCHED
 
     def _begin(self) -> None:
         current = self._engine._current
