@@ -8,7 +8,7 @@ from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
-from serverless_pg_kit.decisions.cleaning import CleanReport
+from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.role import is_refused_write
 
@@ -124,6 +124,10 @@ class WorkBase:
         rolls_back = status >= 500 if rollback is None else rollback
         self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
+
+    def _end_untouched(self) -> None:
+        """End a request that has no connection, if it has not ended before."""
+        self.report = self.report or UNTOUCHED
 
     def forgive(self) -> None:
         """Roll back a transaction that has failed silently: whoever ends the request by hand has seen its error.
