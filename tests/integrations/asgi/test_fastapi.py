@@ -171,7 +171,7 @@ def test_tenants_and_transactions(engine: AsyncEngine, sync_engine: Engine, kind
     app = FastAPI()
     chosen: Any = engine if kind == "async" else sync_engine
     level = psycopg.IsolationLevel.SERIALIZABLE
-    app.add_middleware(ServerlessPgMiddleware, chosen, tenant=tenant, isolation_level=level, read_only=True)
+    app.add_middleware(ServerlessPgMiddleware, engine=chosen, tenant=tenant, isolation_level=level, read_only=True)
     names = ("timezone", "transaction_isolation", "transaction_read_only")
     query = ", ".join(f"current_setting('{name}')" for name in names)
 
