@@ -11,6 +11,7 @@ from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.role import is_refused_write
+from serverless_pg_kit.session import has_prepared
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -94,6 +95,16 @@ class WorkBase:
         if slot is None:
             return False
         return slot.ahead is not None or slot.conn.pgconn.transaction_status == TransactionStatus.IDLE
+
+    def note_rollback(self) -> None:
+        """Take account of a rollback that is about to be done on the connection by whoever ends transactions there.
+
+        psycopg's discards all prepared statements of the session if it has any of its own. The end of the request
+        finds that out otherwise, by an error that costs a round trip.
+        """
+        slot = self._slot
+        if slot is not None and not self.is_idle and has_prepared(slot.conn):
+            self._engine._forget_prepared(slot)
 
     @property
     def is_direct(self) -> bool | None:
