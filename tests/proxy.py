@@ -108,6 +108,11 @@ class Proxy:
         for held in self._held:
             held.close()
 
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._port
+
     def reroute(self, conninfo: str) -> str:
         """Return `conninfo` with this proxy's address."""
         return make_conninfo(conninfo, host="127.0.0.1", port=self._port)

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from blocking import working
+from proxy import Proxy
 from psycopg.conninfo import make_conninfo
 from replicas import both_dsn, replicas, standby_dsn
 from support import entries, eventually, server_versions
@@ -55,12 +56,27 @@ def test_second_host_serves_when_the_first_does_not(
     """Within the budget, whether the first one is down or only looks alive."""
     with obstacle(kind) as port:
         ports = {"host": "127.0.0.1,127.0.0.1", "port": f"{port},{server.port}", "target_session_attrs": wanted}
-        engine = engines(conninfo=make_conninfo(server.dsn, **ports), max_wait=6.0)
+        engine = engines(conninfo=make_conninfo(server.dsn, **ports), max_wait=4.0)
         started = time.monotonic()
         with engine.request() as conn:
             assert conn.execute("select 1").fetchone() == (1,)
-            assert time.monotonic() - started < 6.0
+            assert time.monotonic() - started < 4.0
         assert engine.stats.retries == 0
+
+
+def test_second_host_serves_when_the_first_falls_silent(engines: Any, server: PostgresServer, proxy: Proxy) -> None:
+    """With a connection to it that looks alive, and a port that accepts others, as of a machine that hangs."""
+    ports = {"host": "127.0.0.1,127.0.0.1", "port": f"{proxy.port},{server.port}"}
+    engine = engines(conninfo=make_conninfo(server.dsn, **ports), max_wait=8.0)
+    with engine.request() as conn:
+        assert conn.info.port == proxy.port
+    proxy.hush(newcomers=True)
+    started = time.monotonic()
+    with engine.request() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+        assert conn.info.port == server.port
+    assert time.monotonic() - started < 8.0
+    assert engine.stats.losses == 1
 
 
 @pytest.mark.parametrize(
