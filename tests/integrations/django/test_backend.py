@@ -24,8 +24,10 @@ from django.db.utils import load_backend
 from django.test import override_settings
 from django_site.models import Entry
 from django_site.views import backend
+from poolers import PgBouncer
 from proxy import Proxy
 from psycopg import IsolationLevel
+from psycopg.conninfo import make_conninfo
 from support import eventually, in_child, kill, sessions
 
 import serverless_pg_kit_django.base
@@ -125,6 +127,37 @@ def test_state_behind_pooler(site: Any) -> None:
     for _ in range(2):
         assert state()[0] == "Asia/Tokyo"
         request_over()
+
+
+def test_pgbouncer(site: Any, server: PostgresServer, numbers: Numbers) -> None:
+    """Through a real pooler in transaction mode, more threads than it has sessions are served, each in its own
+    transaction, in Django's time zone."""
+    with PgBouncer(server, pool_mode="transaction", default_pool_size=2) as pooler:
+        site(
+            make_conninfo(server.dsn, host="127.0.0.1", port=pooler.port),
+            TIME_ZONE="Asia/Tokyo",
+            DISABLE_SERVER_SIDE_CURSORS=True,
+        )
+        seen: list[Any] = []
+
+        def serve(number: int) -> None:
+            with transaction.atomic():
+                Entry.objects.create(number=number)
+                seen.append(state()[0])
+            seen.extend(Entry.objects.filter(number=number).iterator())
+            request_over()
+
+        threads = [threading.Thread(target=serve, args=[number]) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        connection.close()
+        close_pool()
+
+    assert seen.count("Asia/Tokyo") == 8
+    assert len(seen) == 16
+    assert numbers() == list(range(8))
 
 
 def test_adapters(site: Any) -> None:
