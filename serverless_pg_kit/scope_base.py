@@ -136,6 +136,10 @@ class WorkBase:
         self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
 
+    def _end_untouched(self) -> None:
+        """End a request that has no connection, if it has not ended before."""
+        self.report = self.report or UNTOUCHED
+
     def forgive(self) -> None:
         """Roll back a transaction that has failed silently: whoever ends the request by hand has seen its error.
 
