@@ -69,10 +69,11 @@ class Attached:
         if is_failure(error or unwinding(work.handled)):
             work.fail()
         try:
-            work.finish()
+            work.end()
         except Exception as problem:
+            app: Any = current_app
             self._problem.set(problem)
-            appcontext_popped.connect(self._popped, current_app._get_current_object())
+            appcontext_popped.connect(self._popped, app._get_current_object())
 
     def _popped(self, app: Flask, **_: Any) -> None:
         """Raise what ended the app context badly, now that everything is torn down: nothing else would tell."""

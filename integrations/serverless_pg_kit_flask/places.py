@@ -45,7 +45,7 @@ class Places:
     def find(self) -> Work | None:
         """Return the work of the code that asks, ``None`` if there is none yet."""
         work = self._serving.get()
-        if work is not None and not work.is_over and is_at_home(work):
+        if work is not None and is_at_home(work):
             return work
         kept: Work | None = g.get(self._key) if has_app_context() else None
         return kept
@@ -74,8 +74,7 @@ class inside:
     """Let what begins in the block be inside of the app context's work `around`, as `testing.rolled_back` wants it."""
 
     def __init__(self, around: ref[Work] | None) -> None:
-        work = None if around is None else around()
-        self._work = None if work is None or work.is_over else work
+        self._work = None if around is None else around()
 
     def __enter__(self) -> None:
         if self._work is not None:

@@ -19,7 +19,7 @@ class Work:
 
     Of a web request: `home` is its ``flask.g``, once that is known; `is_answered` says that there was a response,
     `is_streaming` that its body is still to be sent. Of another app context: `handled` is the exception that was being
-    handled when it began, `around` the work of the app context around it. `is_over`: nothing may begin any more.
+    handled when it began, `around` the work of the app context around it.
     """
 
     def __init__(self, engine: Engine, deadline: float | None = None) -> None:
@@ -29,7 +29,6 @@ class Work:
         self.around: ref[Work] | None = None
         self.is_streaming: bool = False
         self.is_answered: bool = False
-        self.is_over: bool = False
         self._scope: Scope | None = engine.scope(deadline=deadline, join=False)
         self._deadline = self._scope.deadline
         self._is_current = False
@@ -73,16 +72,11 @@ class Work:
         scope, self._scope = self._scope, None
         return UNTOUCHED if scope is None else scope.end()
 
-    def finish(self) -> None:
-        """End it for good. Raises what `end` raises."""
-        self.is_over = True
-        self.end()
-
     def abandon(self) -> None:
-        """Roll back, and end it for good. Nothing happens after `finish`."""
+        """Roll back, if anything has begun since the last `end`."""
         if self._scope is not None:
             self._scope.fail()
-        self.finish()
+        self.end()
 
     def _present(self) -> Scope:
         if self._scope is None:

@@ -252,6 +252,13 @@ def test_rolled_back(site: Site, superuser: Any, ledger: str) -> None:
         rows = site.conn.execute("select entry from ledger order by 1")
         return flask.Response(f"{entry} " for (entry,) in rows)
 
+    @site.app.get("/nested")
+    def nested() -> str:
+        site.insert(7)
+        with site.app.app_context():
+            site.insert(8)
+        return "nested"
+
     with rolled_back(site.engine):
         for path in ("/1/200", "/2/500"):
             site.client.post(path)
@@ -260,6 +267,12 @@ def test_rolled_back(site: Site, superuser: Any, ledger: str) -> None:
             assert site.client.post("/4/200").status_code == 200
         with site.engine.request():
             assert site.client.get("/").text == "1 3 4 "
+        with site.app.app_context():
+            site.insert(5)
+            with site.app.app_context():
+                site.insert(6)
+                assert site.client.get("/nested").text == "nested"
+        assert site.client.get("/").text == "1 3 4 5 6 7 8 "
     assert entries(superuser) == []
 
 
