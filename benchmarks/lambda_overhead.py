@@ -10,7 +10,8 @@ core, so that elapsed time is CPU time (where the system does not let us pin the
 
 Crowd: 300 invocations over 60 containers, frozen in between, on 20 slots.
 
-Milliseconds are this machine's, and the Runtime API is ours: compare ratios, and nothing with AWS.
+Milliseconds are this machine's, and the Runtime API is ours: compare ratios, and nothing with AWS. On a machine that is
+busy with other things, start it with ``chrt -f 10``.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from serverless_pg_kit.conninfo import (
     parameter,
     raised_sslmode,
 )
+from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, classify
 from serverless_pg_kit.decisions.deadline import ATTEMPT_SECONDS, Deadline, attempt_seconds, open_seconds
 from serverless_pg_kit.decisions.pooler import NO_TURN, NO_TURN_ADVICE, could_be_pid, pooler_of
@@ -50,8 +51,11 @@ class AcquiringBase(EngineBase):
 
     def _retry(self, scope: WorkBase, target: Target, started: float) -> Retry:
         """Return the record of an acquisition for `scope` that began at `started`."""
-        backoff = self._backoff._replace(max_retries=0) if target.history.is_down else self._backoff
+        backoff = self._backoff_for(target)
         return Retry(backoff, scope.deadline, self.settings.max_wait, self._clock, started, target, scope._tenant)
+
+    def _backoff_for(self, target: Target) -> Backoff:
+        return self._backoff._replace(max_retries=0) if target.history.is_down else self._backoff
 
     def _new_parameters(self, retry: Retry, answer: ConnParams | None) -> ConnParams:
         """Return what to connect with: the settings, under the `answer` of the credentials, under what the request
@@ -62,7 +66,8 @@ class AcquiringBase(EngineBase):
             self._identity = retry.identity = identity(answer)
         if retry.tenant is not None:
             params = overlaid(params, retry.tenant.parameters(), os.environ)
-        self._targets.settle(retry.target, params)
+        if self._targets.settle(retry.target, params):
+            retry.backoff = self._backoff_for(retry.target)
         return complete(params, self._application_name(params), os.environ)
 
     def _application_name(self, params: ConnParams) -> str:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from serverless_pg_kit.aio.engine import AsyncEngine
 
 R = TypeVar("R")
+
+REMAINING_TIME = "get_remaining_time_in_millis"
+"""By this method a Lambda context is known."""
 E = TypeVar("E", bound=EngineBase)
 
 _defaults: dict[type[EngineBase], Any] = {}
@@ -176,8 +179,9 @@ def with_budget(options: Mapping[str, Any], arguments: tuple[Any, ...], engine: 
 def context_budget(arguments: tuple[Any, ...], engine: EngineBase) -> float | None:
     """Return the seconds a request may take by the Lambda context among `arguments`; ``None`` if that is unknown."""
     for argument in arguments:
-        context = getattr(argument, "lambda_context", argument)  # that of durable functions holds Lambda's
-        remaining: Any = getattr(context, "get_remaining_time_in_millis", None)
+        remaining: Any = getattr(argument, REMAINING_TIME, None)
+        if remaining is None:  # the context of a durable function holds Lambda's
+            remaining = getattr(getattr(argument, "lambda_context", None), REMAINING_TIME, None)
         milliseconds = remaining() if callable(remaining) else None
         if isinstance(milliseconds, (int, float)):
             return request_budget(milliseconds, engine.settings.deadline_margin)

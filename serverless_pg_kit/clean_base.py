@@ -11,6 +11,7 @@ from serverless_pg_kit.commit import ending_problem
 from serverless_pg_kit.decisions.cleaning import Reap, Strategy, plan_reap
 from serverless_pg_kit.decisions.ending import Ending, choose_ending, rollback_reason
 from serverless_pg_kit.decisions.lease import Lease
+from serverless_pg_kit.decisions.role import is_misled
 from serverless_pg_kit.events import (
     Cancelled,
     Committed,
@@ -68,6 +69,17 @@ class CleaningBase(EngineBase):
         if ending in (Ending.ROLLBACK, Ending.FAILED):
             status = slot.conn.pgconn.transaction_status
             self._announce(RolledBack(slot.pid, rollback_reason(status, spoiled=scope._spoiled)))
+
+    def _is_misled(self, slot: Slot, scope: WorkBase) -> bool:
+        """Tell whether the connection of a request that failed, with its session reset by now, leads to a server that
+        takes no writes. If it did take them when it was connected to, the other connections lead to it as well."""
+        is_refused, slot.refused_write = slot.refused_write or scope._refused_write, False
+        asked = slot.mode.read_only if scope.read_only is None else scope.read_only
+        if not is_refused or not is_misled(slot.reading_statuses, asked=bool(asked)):
+            return False
+        if slot.was_writable:
+            self._condemn("a connection as old as this one leads to a server that takes no more writes")
+        return True
 
     def _strategy(self, slot: Slot) -> Strategy:
         """Return the strategy: before version 14 there are no leases, there idle sessions are ended instead."""
@@ -224,6 +236,7 @@ class CleaningBase(EngineBase):
 
     def _end_watch(self, slot: Slot, watch: Watch) -> None:
         watch.end()
+        slot.refused_write = watch.refused_write
         slot.watch, limit = None, self.settings.hold_warning
         if watch.cancelled:
             self._announce(Cancelled(slot.pid))

@@ -125,7 +125,7 @@ def read_conninfo(value: object) -> ConnParams:
         )
     given = {name: each for name, each in value.items() if each is not None}
     for name, each in given.items():
-        if not isinstance(name, str) or not isinstance(each, (str, int)) or isinstance(each, bool):
+        if not isinstance(name, str) or not isinstance(each, (str, int)) or isinstance(each, bool) or "\0" in str(each):
             raise ValueError("has a parameter that is no text: a mapping of libpq's parameters to texts is needed")
     return check_params(ConnParams({name: str(each) for name, each in given.items()}))
 
@@ -175,12 +175,15 @@ def overlaid(params: ConnParams, over: ConnParams, environ: Mapping[str, str]) -
     """Return `params` with those of `over` in their place.
 
     An address is replaced as a whole: another host does not keep the port of the first. And a secret goes nowhere but
-    where it was given for: to another address or user none of those in `params` or `environ` is taken along.
+    where it was given for: to another address or user none of those in `params` or `environ` is taken along. Where one
+    is, it goes by no laxer `sslmode`.
     """
     is_elsewhere = not over.keys().isdisjoint(("host", "hostaddr", "service"))
     kept = {name: value for name, value in params.items() if not (is_elsewhere and name in ADDRESS)}
     if principal(kept | over, environ) != principal(params, environ):
         kept = {name: value for name, value in kept.items() if name not in SECRETS} | {"password": ""}
+    elif "password" not in over:
+        over = raised_sslmode(params, over, environ)
     return ConnParams(kept | over)
 
 

@@ -31,7 +31,11 @@ SECRET_TTL = 900.0
 """Seconds for which a secret is kept. A rejection has it fetched at once, so this is for what no login refuses."""
 
 IAM_SSLMODES = ("require", "verify-ca", "verify-full")
-TIMEOUTS = {"connect_timeout": 2, "read_timeout": 3, "retries": {"total_max_attempts": 2, "mode": "standard"}}
+TIMEOUTS: Mapping[str, Any] = {
+    "connect_timeout": 2,
+    "read_timeout": 3,
+    "retries": {"total_max_attempts": 2, "mode": "standard"},
+}
 """How long AWS may be waited for: ten seconds at the utmost, like the default of ``max_wait``."""
 
 RENAMED = {"username": "user", "database": "dbname"}
@@ -66,7 +70,7 @@ class Cached:
 
     def _start(self) -> None:
         self._process = processes.generation
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ask while the thread that it interrupted does
         self._kept: tuple[int, float, Mapping[str, Any] | str] | None = None
 
     def __call__(self) -> Mapping[str, Any] | str:
@@ -79,7 +83,8 @@ class Cached:
                 return kept[2]
             self._kept = None
             answer = self._fetch()
-            self._kept = epoch, now, answer
+            if epoch == self._epoch:
+                self._kept = epoch, now, answer
             return answer
 
     def invalidate(self) -> None:
@@ -192,7 +197,12 @@ def parameters_in(answer: Mapping[str, Any], name: str) -> dict[str, str]:
         raise SettingsError(f"credentials: {name} holds no JSON object with username and password")
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
     renamed = {RENAMED.get(key, key): value for key, value in secret.items()}
-    params = {key: str(value) for key, value in renamed.items() if key in known and isinstance(value, (str, int))}
+    params = {key: str(value) for key, value in renamed.items() if key in known and is_text(value)}
     if not params.get("password"):
         raise SettingsError(f"credentials: {name} has no password among its keys")
     return params
+
+
+def is_text(value: object) -> bool:
+    """Tell whether `value` says something: JSON has ports as numbers, and what RDS does not know may be empty."""
+    return isinstance(value, (str, int)) and value != ""

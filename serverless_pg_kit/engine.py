@@ -134,11 +134,13 @@ class Engine(Cleaning):
         tenant = self._tenant(conninfo) if conninfo is not None else None if outer is None else outer._tenant
         while True:
             run += 1
+            request = Request(self, until, isolation_level, read_only, tenant=tenant)
             try:
-                with Request(self, until, isolation_level, read_only, tenant=tenant) as conn:
+                with request as conn:
                     return work(conn)
             except Error as error:
-                delay = replay_delay(error, attempts=run, limit=attempts, dice=self._clock.dice())
+                is_closed = request.report is not None and request.report.decision == "closed"
+                delay = replay_delay(error, attempts=run, limit=attempts, dice=self._clock.dice(), is_closed=is_closed)
                 if delay is None or delay >= until.remaining():
                     raise
                 self._announce(Replaying(run, type(error).__name__, delay))

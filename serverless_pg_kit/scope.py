@@ -51,7 +51,7 @@ class Work(WorkBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._wants_commit = False
+            self.fail(error)
         self.suspend()
         self._engine._end(self)
 
@@ -111,7 +111,7 @@ class Joined(Work):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None or not self._wants_commit:
-            self._joined.spoil()
+            self._joined.spoil(error)
 
 
 class JoinedScope(Joined, Scope):

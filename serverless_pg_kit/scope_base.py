@@ -10,6 +10,7 @@ from psycopg.pq import TransactionStatus
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.role import is_refused_write
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -36,6 +37,7 @@ class WorkBase:
         "_lock",
         "_outer",
         "_process",
+        "_refused_write",
         "_slot",
         "_spoiled",
         "_tells_failure",
@@ -77,6 +79,7 @@ class WorkBase:
         self._outer: WorkBase | None = None
         self._wants_commit = True
         self._spoiled = False
+        self._refused_write = False
         self._tells_failure = False
 
     @property
@@ -107,9 +110,10 @@ class WorkBase:
         own = self._tenant
         return own is tenant or (own is not None and tenant is not None and own.target is tenant.target)
 
-    def fail(self) -> None:
-        """Let the request end with a rollback, although no exception leaves it."""
+    def fail(self, error: BaseException | None = None) -> None:
+        """Let the request end with a rollback, although no exception leaves it; `error` is the one that was caught."""
         self._wants_commit = False
+        self._refused_write = self._refused_write or is_refused_write(error)
 
     def respond(self, status: int, *, rollback: bool | None = None) -> None:
         """Take account of the HTTP `status` of the request's answer.
@@ -128,12 +132,13 @@ class WorkBase:
         """
         self._tells_failure = self._tells_failure or not self._spoiled
 
-    def spoil(self) -> None:
+    def spoil(self, error: BaseException | None = None) -> None:
         """Let the request end with a rollback, and with `TransactionFailed` if its own code believes in success.
 
-        For a request that joined this one and failed: what it did must not be committed by halves.
+        For a request that joined this one and failed, by `error`: what it did must not be committed by halves.
         """
         self._spoiled = True
+        self._refused_write = self._refused_write or is_refused_write(error)
 
     def resume(self) -> None:
         """Be the engine's current request from now on, as inside a ``with`` block, until `suspend` or the end.

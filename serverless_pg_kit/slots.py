@@ -88,7 +88,15 @@ class Slot:
         self.configures_session: bool = False
         self.wants_census: bool = False  # whatever is due
         self.farewell: str | None = None  # SQLSTATE of the server's last word
+        self.refused_write: bool = False  # in the present request, because only reading was allowed
+        self.was_writable: bool = b"on" not in self.reading_statuses
         self.routine: Routine | None = None  # of its next request, if that is an ordinary one
+
+    @property
+    def reading_statuses(self) -> tuple[bytes | None, ...]:
+        """What the server has told last of why only reading is allowed (see `decisions.role.is_misled`)."""
+        status = self.conn.pgconn.parameter_status
+        return status(b"in_hot_standby"), status(b"default_transaction_read_only")
 
     def hear(self, notice: Diagnostic) -> None:
         """Remember the SQLSTATE of a FATAL: to a connection that idles it comes as a notice."""

@@ -81,11 +81,12 @@ class Targets:
                 self._latest.popitem(last=False)
             return kept
 
-    def settle(self, target: Target, params: ConnParams) -> None:
-        """Note that `target` is where `params` lead: from now on it shares what was seen of that server."""
+    def settle(self, target: Target, params: ConnParams) -> bool:
+        """Note that `target` is where `params` lead: from now on it shares what was seen of that server. Tell whether
+        that is news."""
         where = address(params, os.environ)
         if target.address == where:
-            return
+            return False
         with self._lock:
             is_first = target.address is None
             seen = self._servers.get(where)
@@ -93,6 +94,7 @@ class Targets:
                 seen = target.history if is_first else self._make_history()
                 self._servers[where] = seen
             target.history, target.address = seen, where
+            return True
 
 
 def conninfo_of_request(conninfo: Conninfo) -> ConnParams:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from psycopg import OperationalError, capabilities
+from psycopg import Error, OperationalError, capabilities
 from psycopg.abc import RV, PQGen
 
 from serverless_pg_kit.decisions.deadline import ORPHAN_GRACE, Deadline
+from serverless_pg_kit.decisions.role import is_refused_write
 
 if TYPE_CHECKING:
     from serverless_pg_kit.slots import Slot
@@ -37,7 +38,7 @@ class Watch:
     The server's time-out holds for each statement anew: one that begins late in a request would outlive its deadline.
     The watch cancels it there. One that begins in the first moments is left to the server's own time-out, which comes
     hardly later; a server that says nothing even then is not asked again. Behind a pooler there is no such time-out.
-    The watch also notes the longest pause between two uses.
+    The watch also notes the longest pause between two uses, and whether a write was refused, which may be caught.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class Watch:
         "_wait",
         "cancelled",
         "longest_pause",
+        "refused_write",
     )
 
     def __init__(self, slot: Slot, deadline: Deadline, monotonic: Callable[[], float]) -> None:
@@ -61,6 +63,7 @@ class Watch:
         self._server_helps_until = now + GRACE if slot.direct else now
         self.longest_pause: float = 0.0
         self.cancelled: bool = False
+        self.refused_write: bool = False
         vars(slot.conn)["wait"] = self
 
     def end(self) -> None:
@@ -80,6 +83,9 @@ class Watch:
                 patience = Deadline(self._deadline.at + PATIENCE, self._monotonic)
                 return self._line.wait(gen, patience)  # type: ignore[no-any-return]
             return self._line.wait(gen, self._deadline, self._cancel)  # type: ignore[no-any-return]
+        except Error as error:
+            self.refused_write = self.refused_write or is_refused_write(error)
+            raise
         finally:
             self._used_at = self._monotonic()
 

@@ -32,6 +32,8 @@ FRAMEWORKS: dict[str, str] = {
 collect_ignore = [
     f"integrations/{folder}" for folder, module in FRAMEWORKS.items() if importlib.util.find_spec(module) is None
 ]
+if importlib.util.find_spec("moto") is None:  # which fakes AWS
+    collect_ignore.append("aws")
 
 
 @pytest.fixture(autouse=True)

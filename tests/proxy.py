@@ -108,6 +108,11 @@ class Proxy:
         for held in self._held:
             held.close()
 
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._port
+
     def reroute(self, conninfo: str) -> str:
         """Return `conninfo` with this proxy's address."""
         return make_conninfo(conninfo, host="127.0.0.1", port=self._port)
@@ -133,6 +138,13 @@ class Proxy:
         """Carry out `cut` on the connection on which the next simple query with its `when` comes."""
         with self.lock:
             self.order = cut
+
+    def disarm(self) -> None:
+        """Take back an order that was not carried out; lines on which it waits for its byte live on."""
+        with self.lock:
+            self.order = None
+            for line in self._lines:
+                line.forget_cut()
 
     def _accept(self) -> None:
         while True:
@@ -190,6 +202,11 @@ class Line(threading.Thread):
                     elif not self.is_silent and not (self._cut and self._cut.done):
                         self._pass_on(data, "server" if source is self._client else "client")
             self.hang_up()
+
+    def forget_cut(self) -> None:
+        """Let the line pass everything again, unless it was cut."""
+        if self._cut is not None and not self._cut.done:
+            self._cut = None
 
     def hang_up(self) -> None:
         """End both connections; what was sent before still arrives."""

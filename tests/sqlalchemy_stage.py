@@ -51,6 +51,11 @@ class Stage:
 Make = Callable[..., Stage]
 
 
+def driver(conn: sa.Connection) -> Any:
+    """Return psycopg's own connection behind `conn`."""
+    return conn.connection.driver_connection
+
+
 def awaited(value: Any) -> Any:
     """Return the result of `value`, of either shell; to be called inside `Stage.run`."""
     return await_only(value) if inspect.isawaitable(value) else value

@@ -1,9 +1,22 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from serverless_pg_kit.connect import Address, Refusal, resolve
-from serverless_pg_kit.conninfo import complete, parse_conninfo, scrub, secrets_in, split_hosts
+from serverless_pg_kit.conninfo import (
+    complete,
+    fingerprint,
+    identity,
+    overlaid,
+    parse_conninfo,
+    raised_sslmode,
+    read_conninfo,
+    scrub,
+    secrets_in,
+    split_hosts,
+)
 
 
 def completed(conninfo: str, **environ: str) -> dict[str, str]:
@@ -118,3 +131,109 @@ def test_scrub_masks_whole_words_only() -> None:
     assert scrub("bad p@ss and p%40ss", ["p@ss"]) == "bad *** and ***"
     assert scrub("password authentication failed for a", ["a"]) == "password authentication failed for ***"
     assert secrets_in({"password": "x"}, {"PGPASSWORD": "y"}) == ("x", "y")
+
+
+def over(base: str, answer: str, **environ: str) -> dict[str, str]:
+    """Return the parameters of `base` under those of `answer`."""
+    return overlaid(parse_conninfo(base), parse_conninfo(answer), environ)
+
+
+def test_what_is_named_comes_first() -> None:
+    """The rest stays, and so does a password for the same user at the same place."""
+    assert over("host=a port=5433 user=u password=p dbname=d", "dbname=e") == {
+        **{"host": "a", "port": "5433", "user": "u", "password": "p"},
+        "dbname": "e",
+    }
+    assert over("host=a user=u password=p", "host=a port=5432 user=u")["password"] == "p"
+    assert over("user=u password=p", "host=a user=u", PGHOST="a")["password"] == "p"
+
+
+@pytest.mark.parametrize(
+    "answer", ["host=b", "host=a port=6543", "port=6543", "hostaddr=10.0.0.9", "user=v", "service=s"]
+)
+def test_password_is_for_one_user_at_one_place(answer: str) -> None:
+    """Who logs in elsewhere, or as somebody else, takes no secret along, not even the environment's."""
+    params = over("host=a user=u password=p sslpassword=s", answer)
+    assert params["password"] == ""
+    assert "sslpassword" not in params
+    assert over("host=a user=u password=p", f"{answer} password=q")["password"] == "q"
+
+
+def test_password_goes_by_no_laxer_sslmode() -> None:
+    """Who takes a password along protects it no less; who brings one decides."""
+    base = "host=a user=u password=p sslmode=verify-full"
+    assert over(base, "dbname=d sslmode=disable")["sslmode"] == "verify-full"
+    assert over(base, "password=q sslmode=disable")["sslmode"] == "disable"
+    assert over(base, "host=b sslmode=disable")["sslmode"] == "disable"
+
+
+def test_address_is_replaced_as_a_whole() -> None:
+    """A host does not keep the port, the address or the service of another one."""
+    params = over("host=a,b hostaddr=10.0.0.1,10.0.0.2 port=1,2 dbname=d", "host=c")
+    assert params == {"host": "c", "dbname": "d", "password": ""}
+    assert "host" not in over("host=a", "service=s")
+    assert over("host=a port=1", "port=2") == {"host": "a", "port": "2", "password": ""}
+
+
+@pytest.mark.parametrize(
+    ("own", "answered", "environ", "expected"),
+    [
+        ("sslmode=verify-full", "sslmode=require", {}, "verify-full"),
+        ("sslmode=disable", "sslmode=require", {}, "require"),
+        ("", "sslmode=require", {"PGSSLMODE": "verify-ca"}, "verify-ca"),
+        ("sslrootcert=system", "sslmode=require", {}, "verify-full"),
+        ("", "sslmode=require", {"PGSSLROOTCERT": "system"}, "verify-full"),
+        ("sslmode=require", "sslmode=disable", {}, "require"),
+        ("sslmode=nonsense", "sslmode=require", {}, "require"),
+    ],
+)
+def test_stricter_sslmode_holds(own: str, answered: str, environ: dict[str, str], expected: str) -> None:
+    """Credentials can ask for more than the settings do, but not for less."""
+    assert raised_sslmode(parse_conninfo(own), parse_conninfo(answered), environ)["sslmode"] == expected
+    assert "sslmode" not in raised_sslmode(parse_conninfo(own), parse_conninfo("user=u"), environ)
+
+
+def test_fingerprints_tell_apart_and_tell_nothing() -> None:
+    """The identity leaves secrets out, a key does not; neither is the hash that anybody else would get."""
+    one, other = parse_conninfo("user=u password=p"), parse_conninfo("password=q user=u")
+    assert identity(one) == identity(other) != identity(parse_conninfo("user=v password=p"))
+    assert fingerprint("user=u password=p") != fingerprint("user=u password=q")
+    plain = {hashlib.blake2b(text.encode(), digest_size=32).digest() for text in ("a", "'a'")}
+    assert fingerprint("a") not in plain
+    assert fingerprint("[('a', 'b')]") != fingerprint([("a", "b")])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("host=a port=1", {"host": "a", "port": "1"}),
+        ({"host": "a", "port": 1, "user": None}, {"host": "a", "port": "1"}),
+        ({"password": "a 'b\\ c://d@@"}, {"password": "a 'b\\ c://d@@"}),
+        ({}, {}),
+    ],
+)
+def test_strings_and_mappings_are_read(value: object, expected: dict[str, str]) -> None:
+    """In a mapping nothing has to be escaped; what is ``None`` is left out."""
+    assert read_conninfo(value) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        7,
+        ["host=a"],
+        {"hots": "a"},
+        {"host": True},
+        {"host": b"a"},
+        {"password": "a\0b"},
+        {7: "a"},
+        {"port": "x"},
+        {"host": "a@b"},
+    ],
+)
+def test_other_values_are_refused(value: object) -> None:
+    """Anything else is an error that quotes no value."""
+    with pytest.raises(ValueError, match=r"^(is|has) a") as caught:
+        read_conninfo(value)
+    assert caught.value.__context__ is None

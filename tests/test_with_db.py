@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import time
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import psycopg
 import pytest
@@ -241,6 +243,20 @@ def test_remaining_time_bounds_the_queries(engine: Engine, by_name: bool) -> Non
     result = handler(**arguments) if by_name else handler(EVENT, Context(900))
     assert result == {"statusCode": 503}
     assert time.monotonic() - started < 0.9
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        Mock(get_remaining_time_in_millis=lambda: 30_000),
+        SimpleNamespace(lambda_context=Context(30_000)),
+    ],
+    ids=["a mock that has every attribute", "the context of a durable function"],
+)
+def test_remaining_time_is_found(engine: Engine, context: Any) -> None:
+    """The time that is left is found in what tests take for a context, and in a context that holds Lambda's."""
+    shown = with_db(engine)(lambda event, context, conn: conn.execute("show statement_timeout").fetchone())
+    assert shown(EVENT, context) != ("0",)
 
 
 @pytest.mark.parametrize("context", [None, object(), Context(0), Context(-1)])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,4 +103,6 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # who was started in the background ignores Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 8000)

@@ -53,13 +53,14 @@ class Answer:
     def settle(self) -> None:
         """Look at what the application has left, when it is done: without a whole body the request is to roll back.
 
-        Raises what the end of the request has raised: the application may have swallowed it, or taken it for something
-        else.
+        Raises what the end of the request has raised, unless another answer went out for it: the application may have
+        swallowed it, or taken it for something else.
         """
+        if self._is_complete:
+            return
+        self._work.fail()
         if self._problem is not None:
             raise self._problem from self._problem.__cause__
-        if not self._is_complete:
-            self._work.fail()
 
     async def _pass_body(self, message: Message) -> None:
         if self._completes(message) and not self._is_complete:

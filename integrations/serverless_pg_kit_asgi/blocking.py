@@ -9,7 +9,7 @@ from typing import TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
-from serverless_pg_kit import CleanReport, Scope
+from serverless_pg_kit import Scope
 from serverless_pg_kit.aio.waiting import uninterrupted
 
 T = TypeVar("T")
@@ -25,7 +25,10 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 class InThreads:
-    """A request on an `Engine` in an ``async with`` block; its end does not block the event loop."""
+    """A request on an `Engine` in an ``async with`` block; its end does not block the event loop.
+
+    The block says by `Scope.fail` what an exception means.
+    """
 
     def __init__(self, work: Scope) -> None:
         self._work = work
@@ -33,15 +36,13 @@ class InThreads:
     async def __aenter__(self) -> Scope:
         return self._work.__enter__()
 
-    async def end(self) -> CleanReport:
+    async def end(self) -> None:
         """Do what `Scope.end` does, uninterrupted as the end of an `AsyncEngine`'s request."""
+        self._work.suspend()  # in this context: the thread has one of its own
         if self._work.is_open:
             await uninterrupted(in_thread(self._work.end))
-        return self._work.end()  # it has ended; only in this context it still is the current request
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._work.fail()
         await self.end()

@@ -20,6 +20,8 @@ class ServerlessPgKitConfig(AppConfig):
         """Check the settings of every database, and register the checks. Raises ``ImproperlyConfigured``."""
         from serverless_pg_kit_django.checks import TAG, check_databases, check_middleware
 
-        connections.all()  # makes the wrappers, which check their settings; nothing is connected
+        for alias, settings in connections.settings.items():
+            if settings["ENGINE"] == self.name:
+                connections[alias]  # makes a wrapper, which checks its settings; nothing is connected
         checks.register(check_databases, TAG)
         checks.register(check_middleware, TAG)

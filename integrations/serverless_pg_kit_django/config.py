@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 OF_CONNECTIONS = ("cursor_factory", "row_factory", "prepare_threshold")
 """What Django gives psycopg for the connection object, not for the server."""
 
-FROM_DATABASES = ("conninfo", "configure", "session")
-"""Settings that Django has words of its own for, besides what the user adds."""
-
 
 class Recipe(NamedTuple):
     """What an engine is made of: psycopg's parameters, what sessions start from, and the kit's settings by name."""
@@ -58,12 +55,18 @@ def recipe_of(wrapper: DatabaseWrapper, params: Mapping[str, Any]) -> Recipe:
 
 def check_names(alias: str, names: Mapping[str, Any]) -> None:
     """Raise ``ImproperlyConfigured`` for the first of `names` that is no setting, or whose value is not allowed."""
+    if names in _checked:  # every thread makes a wrapper, and under ASGI every request has a thread of its own
+        return
     if "conninfo" in names:
         raise ImproperlyConfigured(f"DATABASES[{alias!r}]: conninfo is made of NAME, HOST, USER and OPTIONS; drop it")
     try:
         Settings.from_env(**names)
     except SettingsError as error:
         raise ImproperlyConfigured(f"DATABASES[{alias!r}]: {error}") from error
+    _checked.append(names)
+
+
+_checked: list[Mapping[str, Any]] = []
 
 
 def settings_of(recipe: Recipe) -> Settings:

@@ -10,6 +10,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.backends.postgresql.base import DatabaseWrapper
 
 from serverless_pg_kit import Engine
+from serverless_pg_kit.aws_lambda import context_budget
 from serverless_pg_kit_django.config import Recipe, recipe_of, settings_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ def engine_for(alias: str = DEFAULT_DB_ALIAS) -> Engine:
     if not isinstance(wrapper, DatabaseWrapper):
         raise ValueError(f"DATABASES[{alias!r}] is no PostgreSQL but {wrapper.vendor}")
     return engine_of(wrapper, wrapper.get_connection_params())
+
+
+def budget(arguments: tuple[Any, ...], alias: str) -> float | None:
+    """Return the seconds left by the Lambda context among `arguments`, less what the answer takes.
+
+    ``None`` if there is no context, or the database `alias` is no PostgreSQL, as in some tests.
+    """
+    wrapper = connections[alias]
+    return context_budget(arguments, engine_for(alias)) if isinstance(wrapper, DatabaseWrapper) else None
 
 
 def engine_of(wrapper: DatabaseWrapper, params: Mapping[str, Any]) -> Engine:

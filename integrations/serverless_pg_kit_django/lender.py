@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import weakref
@@ -27,9 +28,10 @@ class Borrowings:
 
     def __init__(self) -> None:
         self.wrappers: weakref.WeakSet[EngineConnections] = weakref.WeakSet()
+        self._process = os.getpid()  # a fork ends all other threads, before anybody is told that this is a child
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():
+        if not sys.is_finalizing() and self._process == os.getpid():
             for wrapper in list(self.wrappers):
                 if not wrapper.allow_thread_sharing:
                     with suppress(Exception):  # nobody is there any more to hear of it

@@ -11,8 +11,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from serverless_pg_kit.aws_lambda import context_budget
-from serverless_pg_kit_django.engines import engine_for
+from serverless_pg_kit_django.engines import budget
 from serverless_pg_kit_django.raw import RequestDb
 from serverless_pg_kit_django.streams import AsyncStream, Stream
 from serverless_pg_kit_django.time_left import set_time_left
@@ -65,7 +64,7 @@ class ServerlessPgMiddleware:
 
     def _begin(self, request: Any) -> RequestDb:
         context = lambda_context(request)
-        set_time_left(None if context is None else context_budget((context,), engine_for(self.using)))
+        set_time_left(None if context is None else budget((context,), self.using))
         db = RequestDb(self.using)
         request.db = db.connection
         return db

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from serverless_pg_kit import Engine, SettingsError
 from serverless_pg_kit.aws_lambda import context_budget
@@ -24,8 +24,7 @@ ALLOWED = "a number of seconds above 0, a callable that returns one, or None"
 def checked(value: Any) -> Deadline:
     """Return `value`. Raises `SettingsError` if it is no `Deadline`."""
     if value is None or callable(value) or ((is_number(value) or value == float("inf")) and value > 0):
-        deadline: Deadline = value
-        return deadline
+        return cast(Deadline, value)
     raise SettingsError(f"deadline={value!r} is not allowed: {ALLOWED}")
 
 

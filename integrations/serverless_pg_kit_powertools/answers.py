@@ -11,6 +11,9 @@ from serverless_pg_kit.scope_base import WorkBase
 SERVER_ERRORS = range(500, 600)
 """The statuses that roll back, unless ``rollback_on`` says otherwise."""
 
+AGENT_STATES = {"FAILURE": 500, "REPROMPT": 400}
+"""What an agent's function answers in place of a status: it failed, or the agent has to ask in another way."""
+
 
 def check_options(engine: object, kind: type[EngineBase], rollback_on: object, advice: str) -> None:
     """Raise ``TypeError`` for an `engine` that is not of `kind` (with `advice`), or a `rollback_on` of no statuses."""
@@ -41,6 +44,9 @@ def whole(status: object) -> int:
 def function_status(result: object) -> int:
     """Return the status of what a Lambda function returned: a proxy response, or the answer to a Bedrock agent."""
     response = result.get("response") if isinstance(result, Mapping) else None
-    if isinstance(response, Mapping) and "httpStatusCode" in response:
-        return whole(response["httpStatusCode"])
-    return status_of(result)
+    if not isinstance(response, Mapping):
+        return status_of(result)
+    tool = response.get("functionResponse")
+    if isinstance(tool, Mapping):
+        return AGENT_STATES.get(str(tool.get("responseState")), 200)
+    return whole(response.get("httpStatusCode"))

@@ -43,6 +43,7 @@ MEASURES: dict[type[events.Event], tuple[Measure, ...]] = {
     events.GaveUp: (one("Failures"), time("FailureTime")),
     events.Refused: (one("Refusals"),),
     events.Retrying: (one("Retries"),),
+    events.CredentialsRefreshed: (one("CredentialRefreshes"), time("RefreshTime")),
     events.Down: (one("Downs"),),
     events.Lost: (one("Losses"),),
     events.Expired: (one("Expirations"),),

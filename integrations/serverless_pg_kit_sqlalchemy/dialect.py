@@ -82,6 +82,13 @@ class ServerlessPgDialect(PGDialect_psycopg):
             dbapi_connection.rollback()
         return level
 
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """Roll back, but not in a forked child the transaction that its parent is in."""
+        conn = self.get_driver_connection(getattr(dbapi_connection, "dbapi_connection", dbapi_connection))
+        request = vars(conn).get(REQUEST)
+        if request is None or request.is_open:
+            super().do_rollback(dbapi_connection)
+
     def do_close(self, dbapi_connection: Any) -> None:
         """End the request of a connection, which goes back to the kit's engine. What is uncommitted is rolled back."""
         request = vars(dbapi_connection).pop(REQUEST, None)

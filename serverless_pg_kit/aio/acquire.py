@@ -166,6 +166,7 @@ class Acquiring(AcquiringBase):
         """Return what the `credentials` say. Raises `ConnectRejected` for an exception in them; its own text may hold a
         secret and is not shown."""
         started, seconds = self._clock.monotonic(), self._asking_seconds(retry)
+        hidden = self._current.set(None)  # they would wait for the very connection that they are asked for
         try:
             answer = read_answer(await asked(seconds, "credentials", credentials))
         except ServerlessPgError as error:
@@ -174,6 +175,8 @@ class Acquiring(AcquiringBase):
             problem = failure_of("credentials", error)
         else:
             return self._check_answer(retry, answer, started, seconds)
+        finally:
+            self._current.reset(hidden)
         raise self._gave_up(ConnectRejected(problem, reason=problem), retry)
 
     async def _resolve(self, params: ConnParams, retry: Retry) -> list[Address] | Refusal:

@@ -56,7 +56,7 @@ class Cleaning(Acquiring, CleaningBase):
             if ending is not Ending.COMMIT:
                 self._announce_rollback(slot, scope, ending)
             deadline = Deadline(max(scope.deadline.at, started + CLOSE_SECONDS), scope.deadline.now)
-            report = await self._home(slot, ending, deadline, answers)
+            report = await self._home(slot, scope, ending, deadline, answers)
         finally:
             scope.committed = ending is Ending.COMMIT and has_committed(answers)
             try:
@@ -69,7 +69,7 @@ class Cleaning(Acquiring, CleaningBase):
             return report, None
         return report, self._problem(slot, ending, answers)
 
-    async def _home(self, slot: Slot, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
+    async def _home(self, slot: Slot, scope: Work, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
         """End the request of `slot`, reset its session and see to room; return what is to become of it."""
         routine = self._usual_routine(slot) if ending is Ending.COMMIT else None
         lease, waking = self._plan_sleep(slot) if routine is None else (routine.lease, routine.lease)
@@ -80,6 +80,8 @@ class Cleaning(Acquiring, CleaningBase):
             return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
         if slot.conn.pgconn.status == ConnStatus.BAD:
             return CleanReport("closed", "it was lost, closed by the request, or busy when that ended")
+        if ending is not Ending.COMMIT and self._is_misled(slot, scope):
+            return CleanReport("closed", "it leads to a server that takes no writes")
         if slot.generation != self._slots.generation:
             return CleanReport("closed", "the engine was closed, or a connection as old as this one found dead")
         slot.lent += 1

@@ -50,10 +50,13 @@ class Work(WorkBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self._wants_commit = False
+            self.fail(error)
         self.suspend()
         if kind is GeneratorExit and (self._slot is None or not is_loop_running()):  # async only
             return  # async only - its task is being collected: `__del__` sees to the connection
+        if self._slot is None and not self._lock.locked():  # async only - it has ended, or was never touched
+            self.report = self.report or UNTOUCHED  # async only
+            return  # async only
         await uninterrupted(self._engine._end(self))
 
 
@@ -112,7 +115,7 @@ class Joined(Work):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None or not self._wants_commit:
-            self._joined.spoil()
+            self._joined.spoil(error)
 
 
 class JoinedScope(Joined, Scope):

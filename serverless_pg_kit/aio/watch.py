@@ -19,6 +19,7 @@ from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.aio.waiting import uninterrupted
 from serverless_pg_kit.decisions.deadline import ORPHAN_GRACE, Deadline
+from serverless_pg_kit.decisions.role import is_refused_write
 
 if TYPE_CHECKING:
     from serverless_pg_kit.slots import Slot
@@ -39,7 +40,7 @@ class Watch:
     The server's time-out holds for each statement anew: one that begins late in a request would outlive its deadline.
     The watch cancels it there. One that begins in the first moments is left to the server's own time-out, which comes
     hardly later; a server that says nothing even then is not asked again. Behind a pooler there is no such time-out.
-    The watch also notes the longest pause between two uses.
+    The watch also notes the longest pause between two uses, and whether a write was refused, which may be caught.
     """
 
     __slots__ = (
@@ -52,6 +53,7 @@ class Watch:
         "_wait",
         "cancelled",
         "longest_pause",
+        "refused_write",
     )
 
     def __init__(self, slot: Slot, deadline: Deadline, monotonic: Callable[[], float]) -> None:
@@ -63,6 +65,7 @@ class Watch:
         self._server_helps_until = now + GRACE if slot.direct else now
         self.longest_pause: float = 0.0
         self.cancelled: bool = False
+        self.refused_write: bool = False
         vars(slot.conn)["wait"] = self
 
     def end(self) -> None:
@@ -87,6 +90,9 @@ class Watch:
         except CancelledError:  # async only
             await uninterrupted(self._give_up(gen))  # async only
             raise  # async only
+        except Error as error:
+            self.refused_write = self.refused_write or is_refused_write(error)
+            raise
         finally:
             self._used_at = self._monotonic()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from psycopg import Error, OperationalError
 
 from serverless_pg_kit.decisions.backoff import Backoff
+from serverless_pg_kit.decisions.role import READ_ONLY
 from serverless_pg_kit.errors import ServerlessPgError, TransactionFailed
 
 CONFLICTS = ("40001", "40P01")
@@ -23,16 +24,19 @@ REPLAY_BACKOFF = Backoff(0.01, 1.0)
 """Two that met in a conflict meet again if they begin again at the same time."""
 
 
-def may_replay(error: Error) -> bool:
+def may_replay(error: Error, *, is_closed: bool = False) -> bool:
     """Tell whether the whole of a transaction may be run again after `error` ended it.
 
-    Yes if the server asks for that, or if the connection was lost before COMMIT was sent, for then nothing is kept. No
-    after `CommitUnknown`, which may have been committed, nor after the kit's other errors: acquiring has been tried
-    often enough.
+    Yes if the server asks for that, or if the connection was lost before COMMIT was sent, for then nothing is kept; or
+    if a write was refused on a connection that `is_closed` for that reason: another one may find the primary. No after
+    `CommitUnknown`, which may have been committed, nor after the kit's other errors: acquiring has been tried often
+    enough.
     """
     if isinstance(error, TransactionFailed):
         return error.lost
-    return not isinstance(error, ServerlessPgError) and (error.sqlstate in CONFLICTS or is_loss(error))
+    if isinstance(error, ServerlessPgError):
+        return False
+    return error.sqlstate in CONFLICTS or is_loss(error) or (is_closed and error.sqlstate == READ_ONLY)
 
 
 def is_loss(error: Error) -> bool:
@@ -48,11 +52,12 @@ def is_fatal(error: Error) -> bool:
     return (error.diag.severity_nonlocalized or error.diag.severity) in FATAL  # PgBouncer sends the latter only
 
 
-def replay_delay(error: Error, *, attempts: int, limit: int, dice: float) -> float | None:
+def replay_delay(error: Error, *, attempts: int, limit: int, dice: float, is_closed: bool = False) -> float | None:
     """Return the seconds before the next run of a transaction, ``None`` if there is none.
 
-    `attempts` runs have been made of at most `limit`; `dice` is a random number in [0, 1).
+    `attempts` runs have been made of at most `limit`; `dice` is a random number in [0, 1). `is_closed` tells that the
+    connection was closed at the end of the latest.
     """
-    if attempts >= limit or not may_replay(error):
+    if attempts >= limit or not may_replay(error, is_closed=is_closed):
         return None
     return dice * REPLAY_BACKOFF.ceiling(attempts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serverless_pg_kit.decisions.pooler import Pooler, pooler_of
+from serverless_pg_kit.decisions.pooler import Pooler, could_be_pid, pooler_of
 
 # Recorded from the providers' documentation.
 RDS_PROXY = "my-proxy.proxy-abcdefghijkl.eu-central-1.rds.amazonaws.com"
@@ -39,3 +39,15 @@ def test_setting_overrules_the_name(host: str) -> None:
     """Whoever names a pooler, or denies one, is believed."""
     assert pooler_of("pgbouncer", host) == "pgbouncer"
     assert pooler_of("none", host) is None
+
+
+@pytest.mark.parametrize("pid", [0, -511540371, 1647271266, 2**22 + 1])
+def test_pid_that_no_server_has_is_a_poolers(pid: int) -> None:
+    """PgBouncer's are of this kind; a proxy that gives none has 0."""
+    assert not could_be_pid(pid)
+
+
+@pytest.mark.parametrize("pid", [1, 28208, 2**22])
+def test_pid_that_a_server_may_have_decides_nothing(pid: int) -> None:
+    """Then the server is asked for its own."""
+    assert could_be_pid(pid)

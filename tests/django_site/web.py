@@ -50,8 +50,8 @@ def wsgi(
     return Answer(int(told[0].split()[0]), content)
 
 
-async def aget(application: ASGIHandler, path: str, **scope: Any) -> Answer:
-    """Ask Django for `path` by ASGI."""
+async def aget(application: ASGIHandler, path: str, hangs_up_after: float | None = None, **scope: Any) -> Answer:
+    """Ask Django for `path` by ASGI. A client that `hangs_up_after` so many seconds hears nothing: status 0."""
     sent: list[Mapping[str, Any]] = []
     is_asked = False
 
@@ -60,8 +60,8 @@ async def aget(application: ASGIHandler, path: str, **scope: Any) -> Answer:
         if not is_asked:
             is_asked = True
             return {"type": "http.request", "body": b"", "more_body": False}
-        await asyncio.Event().wait()  # nobody hangs up
-        raise AssertionError
+        await (asyncio.Event().wait() if hangs_up_after is None else asyncio.sleep(hangs_up_after))
+        return {"type": "http.disconnect"}
 
     async def send(message: Mapping[str, Any]) -> None:
         sent.append(message)
@@ -78,7 +78,7 @@ async def aget(application: ASGIHandler, path: str, **scope: Any) -> Answer:
         **scope,
     }
     await application(given, receive, send)
-    return Answer(sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]))
+    return Answer(sent[0]["status"] if sent else 0, b"".join(message.get("body", b"") for message in sent[1:]))
 
 
 def aget_all(paths: Iterable[str], at_once: int = 20) -> list[Answer]:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support import eventually, whole_chain
+from support import SYNC_ONLY, eventually, whole_chain
 
 from serverless_pg_kit import AcquireTimeout, ConnectRejected, CredentialsRejected, Engine, SettingsError
 from serverless_pg_kit.clock import Clock
@@ -196,6 +196,38 @@ def test_another_role_replaces_idle_connections(engines: Any, base: str, vault: 
     assert closed == ["the credentials are others now"] * 2
 
 
+def test_tenants_over_credentials(engines: Any, base: str, vault: Vault) -> None:
+    """What a request names comes over what the credentials say; its own wrong password is not blamed on them."""
+    address = conninfo_to_dict(base)
+    vault.answer |= {"host": address["host"], "port": address["port"]}
+    cached = Cached(vault, 3600.0)
+    engine = engines(conninfo="dbname=postgres", credentials=cached)
+    with engine.request(conninfo="dbname=app") as conn:
+        assert (conn.info.dbname, conn.info.user) == ("app", "rotating")
+    with engine.request(conninfo={"user": "rotating_clone", "password": "first-one"}) as conn:
+        assert (conn.info.dbname, conn.info.user) == ("postgres", "rotating_clone")
+    with pytest.raises(CredentialsRejected), engine.request(conninfo="user=rotating_clone password=guessed"):
+        raise AssertionError("not served")
+    assert (vault.asked, engine.stats.credential_refreshes, engine.stats.refusals) == (1, 0, 1)
+
+
+def test_another_server_is_not_taken_for_down(engines: Any, base: str, vault: Vault) -> None:
+    """When the credentials name another host, what was seen of the first does not count any more."""
+    vault.answer |= {"host": "127.0.0.1", "port": "1"}
+    engine = engines(conninfo=base, credentials=vault, max_wait=0.5, down_ttl=3600)
+
+    def attempts() -> int:
+        with pytest.raises(AcquireTimeout) as caught:
+            engine.connect()
+        return caught.value.attempts
+
+    assert (attempts() > 1, attempts()) == (True, 1)
+    vault.answer["port"] = "2"
+    assert (attempts() > 1, attempts()) == (True, 1)
+    vault.answer["port"] = conninfo_to_dict(base)["port"]
+    assert who(engine)[0] == "rotating"
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[list[str]]:
     """Yield the messages that the kit logs in the block."""
@@ -257,6 +289,24 @@ def test_error_of_the_kits_own_passes(engines: Any, base: str) -> None:
     with pytest.raises(ConnectRejected) as caught:
         engines(conninfo=base, credentials=sealed).connect()
     assert caught.value is mine
+
+
+@SYNC_ONLY
+def test_callable_that_uses_its_own_engine(engines: Any, base: str) -> None:
+    """It cannot get the connection that it is asked for; that is an error and no standstill, through a cache, too."""
+
+    def ask() -> Any:
+        return {"password": engine.connection.info.password}
+
+    def ask_anew() -> Any:
+        with engine.request() as conn:
+            return {"password": conn.info.password}
+
+    for credentials in (ask, Cached(ask, 60.0), ask_anew, Cached(ask_anew, 60.0)):
+        engine = engines(conninfo=base, credentials=credentials, max_wait=0.5, max_size=2)
+        with engine.scope() as scope, pytest.raises((ConnectRejected, AcquireTimeout)):
+            assert scope.connection
+        assert engine.stats.in_use == 0
 
 
 def test_callable_that_blocks_is_named(engines: Any, base: str, vault: Vault) -> None:

@@ -121,7 +121,11 @@ def test_transactions_through_statement_mode_are_refused_at_once(
             assert "statement pooling mode" in caught.value.reason
         assert (engine.stats.connects, engine.stats.losses, engine.stats.retries) == (0, 2, 0)
         patient = engines(conninfo=pooler.dsn, pooler=setting, autocommit=True)
-        with pytest.raises(psycopg.errors.ProtocolViolation), patient.request() as conn, conn.transaction():
+        with (
+            pytest.raises(psycopg.OperationalError, match="statement pooling mode"),
+            patient.request() as conn,
+            conn.transaction(),
+        ):
             conn.execute("select 1")
         with patient.request() as conn:
             assert conn.execute("select 1").fetchone() == (1,)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from programs import heard, program, roots
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import eventually, sessions
 
 from serverless_pg_kit.clock import Clock
-from serverless_pg_kit.testing import LambdaContainer
+from serverless_pg_kit.testing import LambdaContainer, PostgresServer
 
 SNAPSTART = {"AWS_LAMBDA_INITIALIZATION_TYPE": "snap-start"}
 
@@ -117,6 +118,53 @@ def test_history_is_not_copied(variables: Mapping[str, str]) -> None:
     """What the initialisation saw of its server, a copy does not take for its own experience."""
     with program(FORGETS, {**variables, **SNAPSTART}) as process:
         assert [heard(process), heard(process)] == ["True 1", "True 1"]
+
+
+SECRETS = (
+    COPIES
+    + """
+import gc
+from serverless_pg_kit.credentials import Cached
+
+class Vault:
+    asked = 0
+    def __call__(self):
+        self.asked += 1
+        return {"password": os.environ["PASSWORD"]}
+
+class Broken:
+    def __call__(self):
+        return {}
+    def invalidate(self):
+        raise RuntimeError("hunter2")
+
+import os
+vault = Vault()
+cached = Cached(vault, 3600.0)
+engine, broken = Engine(credentials=cached), Engine(credentials=Broken())
+with engine.request(), engine.request(join=False, conninfo={"user": "app", "password": os.environ["PASSWORD"]}):
+    pass
+say(vault.asked, cached._kept is not None)
+run(hooks.get_before_snapshot())
+del os.environ["PASSWORD"]
+say(cached._kept is None)
+os.environ["PASSWORD"] = "wrong"
+run(hooks.get_after_restore())
+try:
+    engine.connect()
+except Exception as error:
+    say(type(error).__name__, vault.asked > 1)
+"""
+)
+
+
+def test_no_secret_gets_into_a_snapshot(variables: Mapping[str, str], server: PostgresServer) -> None:
+    """What the credentials cached is forgotten before it, and every copy asks anew, even if others fail to forget."""
+    params = conninfo_to_dict(server.dsn)
+    url = make_conninfo("", **{name: value for name, value in params.items() if name != "password"})
+    environ = {**variables, **SNAPSTART, "DATABASE_URL": url, "PASSWORD": str(params["password"])}
+    with program(SECRETS, environ) as process:
+        assert [heard(process), heard(process), heard(process)] == ["1 True", "True", "CredentialsRejected True"]
 
 
 def test_without_snapstart_nothing_is_loaded() -> None:

@@ -3,71 +3,24 @@
 from __future__ import annotations
 
 import functools
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
-from support import debian_15, eventually, server_versions
+from replicas import replicas, standby_dsn
+from support import eventually, server_versions
 
 from serverless_pg_kit import Engine
 from serverless_pg_kit.events import Event, Leased
 from serverless_pg_kit.statements import GUARD_KEY
-from serverless_pg_kit.testing import PostgresServer
-
-
-def data_folder(server: PostgresServer) -> Path:
-    """Return where the files of `server` are."""
-    assert server._holding.folder is not None
-    return server._holding.folder / "data"
-
-
-def clone(primary: PostgresServer, standby: PostgresServer) -> None:
-    """Let `standby` begin again with the files of `primary`, as one that follows it."""
-    primary.stop()
-    standby.stop()
-    folder = data_folder(standby)
-    for old in folder.iterdir():
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    subprocess.run(["cp", "-a", f"{data_folder(primary)}/.", str(folder)], check=True)
-    (folder / "standby.signal").touch()
-    primary.start()
-    standby.start()
-
-
-def execute(server: PostgresServer, statement: str) -> None:
-    """Let the ordinary role run `statement`."""
-    with psycopg.connect(server.dsn) as conn:
-        conn.execute(statement.encode())
-
-
-def follows(dsn: str) -> bool:
-    """Tell whether the server at `dsn` is in recovery and has the row that its primary got last."""
-    try:
-        with psycopg.connect(dsn) as conn:
-            row = conn.execute("select pg_is_in_recovery(), count(*) from goods").fetchone()
-    except psycopg.OperationalError:  # it has to begin with recovery
-        return False
-    return row == (True, 2)
 
 
 @pytest.fixture(scope="module", params=server_versions())
 def standby(request: pytest.FixtureRequest) -> Iterator[str]:
     """The connection string of a standby that follows its primary, for the ordinary role."""
-    bin_dir = debian_15() if request.param == 15 else None
-    make = functools.partial(PostgresServer, None if bin_dir else request.param, bin_dir=bin_dir, max_connections=20)
-    with make() as primary:
-        execute(primary, "create table goods (name text); insert into goods values ('salt')")
-        with make(settings={"primary_conninfo": make_conninfo(primary.superuser_dsn, dbname="")}) as replica:
-            clone(primary, replica)
-            execute(primary, "insert into goods values ('pepper')")
-            dsn = make_conninfo(primary.dsn, port=replica.port)
-            assert eventually(lambda: follows(dsn))
-            yield dsn
+    with replicas(request.param) as (primary, replica):
+        yield standby_dsn(primary, replica)
 
 
 @pytest.fixture
@@ -109,14 +62,19 @@ def test_state_does_not_reach_the_next_request_on_a_standby(make_reader: Any, en
     assert (engine.stats.connects, engine.stats.maintenance_failures) == (1, 0)
 
 
-def test_write_on_a_standby_is_the_callers_error(make_reader: Any) -> None:
-    """It hears what the server says, and its connection serves the next request."""
+@pytest.mark.parametrize("deadline", [None, 60.0])
+def test_write_on_a_standby_is_the_callers_error(make_reader: Any, deadline: float | None) -> None:
+    """It hears what the server says; its connection is closed, because the next one may find the primary. Others, which
+    were made to this standby as well, are kept: they may serve those who read."""
     engine = make_reader()
-    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), engine.request() as conn:
+    with engine.request(), engine.request(join=False):
+        pass
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), engine.request(deadline=deadline) as conn:
         conn.execute("insert into goods values ('sugar')")
+    assert engine._slots.idle == 1
     with engine.request() as conn:
         assert conn.execute("select count(*) from goods").fetchone() == (2,)
-    assert engine.stats.connects == 1
+    assert engine.stats.connects == 2
 
 
 def test_census_of_a_standby(make_reader: Any) -> None:

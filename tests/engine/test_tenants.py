@@ -13,7 +13,7 @@ import pytest
 from blocking import decorated, working
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from support import entries, sessions
+from support import entries, eventually, sessions
 
 from serverless_pg_kit import AcquireTimeout, CredentialsRejected, SettingsError
 from serverless_pg_kit.events import Closed, Event
@@ -138,10 +138,30 @@ def test_who_waits_in_line_gets_its_own(make_engine: Any, tenants: None) -> None
     with engine.request(conninfo=conninfo(1)):
         thread = threading.Thread(target=ask)
         thread.start()
-        while not engine.stats.waiting:
-            pass
+        assert eventually(lambda: engine.stats.waiting == 1)
     thread.join()
     assert users == ["tenant_2"]
+
+
+def test_who_waits_in_line_finds_its_own(make_engine: Any, tenants: None) -> None:
+    """Of several idle connections, who waited in line gets that of its tenant, not the one given back last."""
+    from serverless_pg_kit.slots import Slot, Slots, Waiter
+    from serverless_pg_kit.target import Target
+
+    engine = make_engine(max_size=2)
+    pids: list[int] = []
+    for number in (1, 2):
+        with engine.request(conninfo=conninfo(number)) as conn:
+            pids.append(conn.info.backend_pid)
+    slots: Slots = engine._slots
+    [own, last] = slots._idle
+    granted: list[Slot | None] = []
+    for target in (own.target, last.target, Target(own.history)):
+        waiter = Waiter(target, lambda: True)
+        assert slots.ask(waiter)
+        granted.append(waiter.slot)
+        slots.give_back(waiter.slot)
+    assert granted == [own, last, own]  # the third: of nobody's own, so the one used least recently
 
 
 def test_wrong_password_opens_no_door(make_engine: Any, tenants: None) -> None:

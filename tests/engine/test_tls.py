@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import version
 from support import debian_15, whole_chain
 from tls import Authority, Terminator
@@ -112,7 +112,7 @@ def test_certificate_that_does_not_fit_is_refused_at_once(
     assert "1 attempt" in str(caught.value)
     assert [event.kind for event in events if isinstance(event, Refused)] == ["permanent"]
     assert (engine.stats.connects, engine.stats.retries) == (0, 0)
-    password = psycopg.conninfo.conninfo_to_dict(conninfo)["password"]
+    password = conninfo_to_dict(conninfo)["password"]
     assert not [text for text in (*whole_chain(caught.value), repr(events)) if str(password) in text]
 
 

@@ -36,7 +36,7 @@ FAILURES = {
     "conn.execute('select 1/0')": "DivisionByZero",
     "try: conn.execute('select 1/0')\nexcept Exception: pass": "TransactionFailed",
     "conn.execute('insert into ledger values (2)')": "UniqueViolation",
-    "conn.execute('select pg_terminate_backend(pg_backend_pid())')": "AdminShutdown",
+    "conn.execute('select pg_terminate_backend(pg_backend_pid())')": "AdminShutdown or OperationalError",
     "conn.execute('set role postgres')": "InsufficientPrivilege",
     "conn.execute('set local statement_timeout = 1; select pg_sleep(10)')": "QueryCanceled",
 }
@@ -48,7 +48,8 @@ def test_failing_message(make: Any, superuser: Any, fleet: str, ledger: str, tou
     container = make("batch_handler", code=BATCH)
     for act, error in FAILURES.items():
         batch = {**event("sqs"), "bad": 2, "act": act, "touch": touch}
-        assert container.invoke(batch) == [error]
+        [told] = container.invoke(batch)
+        assert told in error.split(" or ")
         assert entries(superuser) == [1, 3, 4, 5, *([100] if touch else [])]
         superuser.execute("truncate ledger")
     assert len(sessions(superuser, fleet)) == (2 if touch else 1)
@@ -56,7 +57,7 @@ def test_failing_message(make: Any, superuser: Any, fleet: str, ledger: str, tou
 
 def test_end_of_the_time(make: Any, superuser: Any, ledger: str) -> None:
     """When the invocation's time is used up, the rest of the batch fails at once and may come again."""
-    container = make("batch_handler", code=BATCH)
+    container = make("batch_handler", code=BATCH, environment={"SERVERLESS_PG_DEADLINE_MARGIN": "1.5"})
     container.start()
     batch = {**event("sqs"), "bad": 2, "act": "conn.execute('select pg_sleep(60)')"}
 

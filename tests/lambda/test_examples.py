@@ -12,6 +12,9 @@ from doc_blocks import blocks
 from lambda_events import event
 from support import entries, eventually, is_working, sessions
 
+TIME_TO_ANSWER = {"SERVERLESS_PG_DEADLINE_MARGIN": "1.5"}
+"""A test may run on a machine that is busy with others."""
+
 
 def messages(batch: dict[str, Any], *entries: int) -> dict[str, Any]:
     """Return the answer that tells that the messages about these `entries` failed."""
@@ -21,13 +24,15 @@ def messages(batch: dict[str, Any], *entries: int) -> dict[str, Any]:
 
 def test_time_limit(make: Any, superuser: Any, fleet: str) -> None:
     """The client hears of a query that takes too long before the time limit, and the query is gone."""
-    container = make(module=blocks("lambda.md", "Time limits")[0])
+    container = make(module=blocks("lambda.md", "Time limits")[0], environment=TIME_TO_ANSWER)
     container.start()
     started = time.monotonic()
 
     assert container.invoke({}, timeout=3.0)["statusCode"] == 503
     assert time.monotonic() - started < 3.0
     assert eventually(lambda: not is_working(superuser, fleet), 10)
+    assert len(sessions(superuser, fleet)) == 1
+    assert container.starts == 1
 
 
 def test_batch(make: Any, superuser: Any, fleet: str, ledger: str) -> None:
@@ -55,7 +60,7 @@ def test_batch_in_order(make: Any, superuser: Any, ledger: str, queue: str) -> N
 
 def test_managed_instances(make: Any) -> None:
     """Each process has the one connection that it needs."""
-    container = make(module=blocks("lambda.md", "Managed Instances")[0], workers=3)
+    container = make(module=blocks("lambda.md", "Managed Instances")[0], workers=2)
     assert container.invoke({}) > 0
 
 

@@ -6,7 +6,6 @@ Waits are bounded, but generously; ``benchmarks/lambda_overhead.py`` says how so
 from __future__ import annotations
 
 import signal
-import time
 from typing import Any
 
 import psycopg
@@ -94,25 +93,11 @@ def test_initialisation_error(make: Any, superuser: Any, fleet: str) -> None:
         assert has_sessions(superuser, fleet, 0)
 
 
-def test_own_answer_before_the_deadline(make: Any, superuser: Any, fleet: str) -> None:
-    """With 3 seconds left and a query of 60, the client gets the handler's own answer in time; the query is gone."""
-    container = make("slow_handler")
-    container.start()
-    started = time.monotonic()
-    answer = container.invoke({}, timeout=3.0)
-
-    assert answer == {"statusCode": 503, "body": "the report takes too long"}
-    assert time.monotonic() - started < 3.0
-    assert is_at_rest(superuser, fleet)
-    assert len(sessions(superuser, fleet)) == 1
-    assert container.starts == 1
-
-
 @pytest.mark.parametrize("handler", ["careless_handler", "slow_handler"])
 def test_time_out_in_a_query(make: Any, superuser: Any, fleet: str, handler: str) -> None:
     """A container that is killed at its deadline, or crashes before, leaves no query and no session."""
     container = make(handler)
-    invocation = container.start_invocation({}, timeout=1.5 if handler == "careless_handler" else 60)
+    invocation = container.start_invocation({}, timeout=3.0 if handler == "careless_handler" else 60)
     assert eventually(lambda: is_working(superuser, fleet))
     if handler == "careless_handler":
         with pytest.raises(InvocationTimedOut):
@@ -172,10 +157,18 @@ def test_snapshot(make: Any, superuser: Any, fleet: str, ledger: str) -> None:
     assert sessions(superuser, fleet) == [backend]
 
 
+TOGETHER = """
+open(os.path.join(os.environ["TMPDIR"], str(event["entry"])), "w").close()
+while len(os.listdir(os.environ["TMPDIR"])) < 6:
+    time.sleep(0.01)
+"""
+"""Goes on when six invocations have come to it: processes of one container share their temporary files."""
+
+
 def test_managed_instances(make: Any, superuser: Any, fleet: str, ledger: str) -> None:
     """Six workers have a session each; one that crashes takes its own, and the others work on."""
     container = make(workers=6)
-    many = [container.start_invocation({"entry": n, "act": "time.sleep(0.5)"}) for n in range(6)]
+    many = [container.start_invocation({"entry": n, "act": TOGETHER}) for n in range(6)]
     backends = {invocation.result() for invocation in many}
     assert len(backends) == 6
     assert set(sessions(superuser, fleet)) == backends
@@ -190,13 +183,13 @@ def test_managed_instances(make: Any, superuser: Any, fleet: str, ledger: str) -
 
 
 def test_time_limit_of_managed_instances(make: Any, superuser: Any, fleet: str) -> None:
-    """There nobody kills a handler at its deadline: its query ends by the kit's own limit."""
-    container = make("slow_handler", workers=2)
+    """Nobody kills a handler there: its query ends by the kit's own limit, and it serves on."""
+    container = make("slow_handler", workers=1, environment={"SERVERLESS_PG_DEADLINE_MARGIN": "2.5"})
     container.start()
-    with pytest.raises(InvocationTimedOut):
-        make("careless_handler", workers=1).invoke({}, timeout=1.0)
-    assert container.invoke({}, timeout=2.0)["statusCode"] == 503
-    assert container.invoke({}, timeout=2.0)["statusCode"] == 503
+
+    assert container.invoke({}, timeout=4.0)["statusCode"] == 503
+    assert is_at_rest(superuser, fleet)
+    assert container.starts == 1
 
 
 def test_more_containers_than_slots(make: Any, tiny_server: Any) -> None:

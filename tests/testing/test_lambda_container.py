@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from support import eventually
 from serverless_pg_kit.testing import (
     HandlerFailed,
     InitFailed,
+    InvocationError,
     InvocationTimedOut,
     LambdaContainer,
     RuntimeExited,
@@ -179,6 +181,29 @@ def test_one_event_at_a_time(make: MakeContainer) -> None:
     with pytest.raises(RuntimeError, match="handles another event"):
         container.invoke({})
     assert invocation.result()[0] == container.pid
+
+
+def test_closed_container(make: MakeContainer) -> None:
+    """Whoever waits for a result hears that there will be none."""
+    container = make()
+    invocation = container.start_invocation({"act": "time.sleep(60)"})
+    assert eventually(lambda: "called" in container.log)
+    container.close()
+
+    with pytest.raises(RuntimeExited):
+        invocation.result(timeout=30)
+    with pytest.raises(RuntimeError, match="is closed"):
+        container.start_invocation({}).result(timeout=30)
+
+
+def test_errors_pickle(make: MakeContainer) -> None:
+    """What went wrong can be sent to another process, with all that is known of it."""
+    container = make()
+    for act in ("raise LookupError('mine')", "os._exit(3)"):
+        with pytest.raises(InvocationError) as caught:
+            container.invoke({"act": act})
+        copy = pickle.loads(pickle.dumps(caught.value))
+        assert (type(copy), str(copy), vars(copy)) == (type(caught.value), str(caught.value), vars(caught.value))
 
 
 def test_managed_instances_are_processes(make: MakeContainer) -> None:

@@ -1,3 +1,3 @@
-"""The commands of ``manage.py``."""
+"""What Django looks into for the commands of ``manage.py``."""
 
 from __future__ import annotations

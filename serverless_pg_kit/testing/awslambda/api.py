@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 from serverless_pg_kit.testing.awslambda.errors import HandlerFailed, RuntimeExited
 from serverless_pg_kit.testing.awslambda.invocation import Invocation
@@ -56,7 +56,7 @@ class RuntimeApi:
         if self._listener.is_alive():
             with suppress(OSError):
                 socket.create_connection((HOST, self._server.server_port), timeout=1.0).close()  # wakes the listener
-            self._listener.join()
+            self._listener.join(5.0)
         self._server.server_close()
 
     def _listen(self) -> None:
@@ -159,7 +159,7 @@ class Calls(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one packet: apart, Nagle's algorithm would add 40 ms to every invocation
-    disable_nagle_algorithm: bool = True
+    disable_nagle_algorithm: ClassVar[bool] = True
 
     @property
     def api(self) -> RuntimeApi:

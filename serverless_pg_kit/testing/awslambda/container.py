@@ -94,8 +94,10 @@ class LambdaContainer:
 
     @property
     def log(self) -> str:
-        """What the function has printed and logged so far, in all its processes."""
-        return self._log.read_text(encoding="utf-8", errors="replace") if self._log.exists() else ""
+        """What the function has printed and logged so far, in all its processes; nothing once it is closed."""
+        with suppress(FileNotFoundError):
+            return self._log.read_text(encoding="utf-8", errors="replace")
+        return ""
 
     @property
     def pid(self) -> int | None:
@@ -150,10 +152,11 @@ class LambdaContainer:
         return invocation
 
     def wait_until_idle(self) -> None:
-        """Wait until the function asks for its next event: what it does between two is done. Raises `InitFailed`."""
+        """Wait until the function asks for its next event, so that all is done that follows the latest one; on Managed
+        Instances, until a worker does. Raises `InitFailed` if none comes to that."""
         environment = self._running()
         if environment is not None:
-            environment.wait_until_ready(self._init_timeout)
+            environment.wait_until_ready(self._init_timeout, workers=1)
 
     def freeze(self) -> None:
         """Let the whole process group stand still where it is. The kernel keeps its connections open."""
@@ -212,7 +215,7 @@ class LambdaContainer:
                 self._time_out(environment, invocation)
             elif self._freezes:
                 self._freeze_when_idle(environment)
-        except InvocationError as error:
+        except Exception as error:  # for whoever waits for the result
             invocation.fail(error)
         finally:
             self._turn.release()
@@ -226,7 +229,7 @@ class LambdaContainer:
 
     def _freeze_when_idle(self, environment: Environment) -> None:
         with suppress(InvocationError):  # it has ended after its answer: the next invocation starts another one
-            environment.wait_until_ready(self._init_timeout)
+            environment.wait_until_ready(self._init_timeout, workers=1)
             environment.process.freeze()
 
     def _running(self) -> Environment | None:

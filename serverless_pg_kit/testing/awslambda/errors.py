@@ -13,6 +13,17 @@ class InvocationError(RuntimeError):
         super().__init__(f"{message}\n{log}".rstrip())
         self.log: str = log
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return restored, (type(self), self.args, vars(self))
+
+
+def restored(kind: type[InvocationError], args: tuple[Any, ...], state: Mapping[str, Any]) -> InvocationError:
+    """Return a pickled error: the classes take other arguments than they keep."""
+    error = kind.__new__(kind)
+    error.args = args
+    vars(error).update(state)
+    return error
+
 
 class Reported(InvocationError):
     """The runtime client reported an error: its type's name, its message, and the lines of its trace."""

@@ -7,8 +7,6 @@ import time
 import uuid
 from typing import Any
 
-from serverless_pg_kit.testing.awslambda.errors import InvocationError
-
 
 class Invocation:
     """One invocation, under way or over. `id` is the request's; `seconds` how long it may take, once it has begun."""
@@ -24,7 +22,7 @@ class Invocation:
         self._over = threading.Event()
         self._freed = threading.Event()
         self._result: Any = None
-        self._error: InvocationError | None = None
+        self._error: Exception | None = None
 
     @property
     def is_over(self) -> bool:
@@ -34,7 +32,8 @@ class Invocation:
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the handler's result, at most `timeout` seconds, and return it, decoded from JSON.
 
-        Raises the `InvocationError` that came instead, or ``TimeoutError`` if it is not over by then.
+        Raises the `InvocationError` that came instead, ``RuntimeError`` if the container was closed before it began, or
+        ``TimeoutError`` if it is not over by then.
         """
         if not self._freed.wait(timeout):
             raise TimeoutError(f"the invocation is not over after {timeout:g} s")
@@ -61,7 +60,7 @@ class Invocation:
         """Be over with `result`, unless it is over already."""
         self._end(result, None)
 
-    def fail(self, error: InvocationError) -> None:
+    def fail(self, error: Exception) -> None:
         """Be over with `error`, unless it is over already."""
         self._end(None, error)
 
@@ -69,7 +68,7 @@ class Invocation:
         """Let those go on who wait for the result: the container is ready for the next one."""
         self._freed.set()
 
-    def _end(self, result: Any, error: InvocationError | None) -> None:
+    def _end(self, result: Any, error: Exception | None) -> None:
         with self._lock:
             if not self._over.is_set():
                 self._result, self._error = result, error

@@ -18,8 +18,8 @@ from serverless_pg_kit.testing.wards import Wards
 class RuntimeProcess:
     """A process group, in a control group of its own where that is possible.
 
-    When its first process ends, however that comes, the others are killed, and `ended` is set after `on_end` was called
-    with the exit status. What it prints goes to the file `log`.
+    When its first process ends, however that comes, the others are killed, `ended` is set, and `on_end` called with the
+    exit status. What it prints goes to the file `log`.
     """
 
     def __init__(
@@ -113,5 +113,5 @@ class RuntimeProcess:
         if self._cgroup is not None:
             self._release(self._cgroup)
         Wards.current().forget("group", self.pid)
+        self.ended.set()  # first: who comes now finds it ended, who came before is told
         self._on_end(self._process.returncode)
-        self.ended.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from serverless_pg_kit.testing.awslambda.api import RuntimeApi
@@ -44,9 +45,10 @@ class Environment:
         """Whether its process runs."""
         return not self.process.ended.is_set()
 
-    def wait_until_ready(self, timeout: float) -> None:
-        """Wait until all its workers ask for events, at most `timeout` seconds. Raises `InitFailed`."""
-        self._wait(lambda left: self.api.wait_for_call(idle=self.function.workers or 1, timeout=left), timeout)
+    def wait_until_ready(self, timeout: float, workers: int | None = None) -> None:
+        """Wait until so many `workers` ask for events, or all; at most `timeout` seconds. Raises `InitFailed`."""
+        idle = workers or self.function.workers or 1
+        self._wait(lambda left: self.api.wait_for_call(idle=idle, timeout=left), timeout)
 
     def wait_for_snapshot(self, timeout: float) -> None:
         """Wait until its initialisation and the hooks before the snapshot are done. Raises `InitFailed`."""
@@ -76,8 +78,10 @@ class Environment:
         self.api.close()
 
     def tail(self) -> str:
-        """Return the end of the log."""
-        return self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+        """Return the end of the log; nothing if the container was closed meanwhile."""
+        with suppress(FileNotFoundError):
+            return self.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+        return ""
 
     def _wait(self, arrives: Callable[[float], bool], timeout: float) -> None:
         if arrives(timeout):

@@ -19,6 +19,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from support import entries
 
 from serverless_pg_kit import AsyncEngine
@@ -193,3 +194,83 @@ def test_failed_commit_of_a_stream(engine: AsyncEngine, superuser: psycopg.Conne
     with serving(application(engine, view)) as url, pytest.raises(httpx.RemoteProtocolError):
         httpx.get(url)
     assert entries(superuser) == []
+
+
+class Catching:
+    """Middleware that answers every exception by itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except psycopg.Error as error:
+            await PlainTextResponse(type(error).__name__, 409)(scope, receive, send)
+
+
+def test_failed_commit_that_is_answered(engine: AsyncEngine, superuser: psycopg.Connection[Any], ledger: str) -> None:
+    """Middleware inside of ours can answer a COMMIT that failed: nothing has gone out yet."""
+    view = writes(engine, DOUBLE, lambda: PlainTextResponse("done"))
+    app = ServerlessPgMiddleware(Catching(Starlette(routes=[Route("/", view)])), engine)
+    sent = asyncio.run(run_asgi(app, http_scope("/")))
+
+    assert [(message.get("status"), message.get("body")) for message in sent] == [
+        (409, None),
+        (None, b"UniqueViolation"),
+    ]
+    assert (entries(superuser), engine.stats.in_use) == ([], 0)
+
+
+class Swallowing:
+    """Middleware that takes no notice of exceptions."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(Exception):
+            await self.app(scope, receive, send)
+
+
+def test_failed_commit_that_is_swallowed(engine: AsyncEngine, superuser: psycopg.Connection[Any], ledger: str) -> None:
+    """A COMMIT that failed is raised, even if the application takes no notice of it."""
+    view = writes(engine, DOUBLE, lambda: PlainTextResponse("done"))
+    app = ServerlessPgMiddleware(Swallowing(Starlette(routes=[Route("/", view)])), engine)
+
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        asyncio.run(run_asgi(app, http_scope("/")))
+
+
+class RaisingLate:
+    """Middleware that fails when the answer is out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+        raise ValueError("late")
+
+
+def test_exception_after_the_answer(engine: AsyncEngine, superuser: psycopg.Connection[Any], ledger: str) -> None:
+    """An exception of something else after the answer changes nothing: it is committed, the connection given back."""
+    view = writes(engine, "insert into ledger values (7)", lambda: PlainTextResponse("done"))
+    app = ServerlessPgMiddleware(RaisingLate(Starlette(routes=[Route("/", view)])), engine)
+
+    with pytest.raises(ValueError, match="late"):
+        asyncio.run(run_asgi(app, http_scope("/")))
+    assert (entries(superuser), engine.stats.in_use, engine.stats.open) == ([7], 0, 1)
+
+
+def test_file_that_the_server_sends(engine: AsyncEngine, superuser: psycopg.Connection[Any], ledger: str) -> None:
+    """A body that is named to the server, and not sent in parts, is complete at once."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (await engine.connection).execute("insert into ledger values (7)")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+        await send({"type": "http.response.pathsend", "path": "/tmp/file"})
+
+    asyncio.run(run_asgi(ServerlessPgMiddleware(app, engine), http_scope("/")))
+
+    assert entries(superuser) == [7]

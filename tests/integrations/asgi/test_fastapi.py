@@ -16,6 +16,7 @@ from fastapi.responses import StreamingResponse
 from support import entries
 
 from serverless_pg_kit import AsyncEngine, Engine
+from serverless_pg_kit.testing import rolled_back
 from serverless_pg_kit_asgi import (
     ServerlessPgMiddleware,
     connection,
@@ -102,6 +103,60 @@ def test_sync_endpoint_leaves_no_request_behind(app: FastAPI, sync_engine: Engin
             assert sync_engine.connection is scope.connection
 
     asyncio.run(visit())
+
+
+def test_streaming_sync_endpoint(
+    app: FastAPI, sync_engine: Engine, ledger: str, superuser: psycopg.Connection[Any]
+) -> None:
+    """A ``def`` endpoint may stream from its connection, in whichever threads the parts are made."""
+
+    @app.get("/")
+    def index(conn: SyncConn) -> StreamingResponse:
+        conn.execute("insert into ledger values (7), (8)")
+        return StreamingResponse(f"{entry};" for (entry,) in conn.execute("select entry from ledger order by 1"))
+
+    assert get(app, "/").text == "7;8;"
+    assert (entries(superuser), sync_engine.stats.in_use) == ([7, 8], 0)
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_rolled_back(
+    app: FastAPI, engine: AsyncEngine, sync_engine: Engine, superuser: psycopg.Connection[Any], ledger: str, kind: str
+) -> None:
+    """Tests of an application may run its requests in one transaction, and leave nothing behind."""
+
+    @app.post("/async")
+    async def write(conn: Conn) -> None:
+        await conn.execute("insert into ledger values (7)")
+
+    @app.post("/sync")
+    def write_blocking(conn: SyncConn) -> None:
+        conn.execute("insert into ledger values (7)")
+
+    @app.get("/async")
+    async def read(conn: Conn) -> Any:
+        return await (await conn.execute("select entry from ledger")).fetchone()
+
+    @app.get("/sync")
+    def read_blocking(conn: SyncConn) -> Any:
+        return conn.execute("select entry from ledger").fetchone()
+
+    async def visit() -> None:
+        async with client(app) as visitor:
+            assert (await visitor.post(f"/{kind}")).status_code == 200
+            assert (await visitor.get(f"/{kind}")).json() == [7]
+
+    if kind == "async":
+
+        async def main() -> None:
+            async with rolled_back(engine):
+                await visit()
+
+        asyncio.run(main())
+    else:
+        with rolled_back(sync_engine):
+            asyncio.run(visit())
+    assert entries(superuser) == []
 
 
 def test_several_engines(make_async_engine: Any, sync_engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,14 @@ from django.db import (
 )
 from django.db.backends.signals import connection_created
 from django.db.utils import load_backend
+from django.test import override_settings
 from django_site.models import Entry
 from django_site.views import backend
 from proxy import Proxy
 from psycopg import IsolationLevel
 from support import eventually, in_child, kill, sessions
 
+import serverless_pg_kit_django.base
 from serverless_pg_kit import AcquireTimeout
 from serverless_pg_kit.testing import PostgresServer
 from serverless_pg_kit_django import engine_for
@@ -281,6 +284,41 @@ def test_forked(site: Any, table: type[Entry]) -> None:
 
     in_child(child)
     assert backend() == before
+
+
+def test_forked_beside_a_thread(site: Any) -> None:
+    """A fork ends the parent's other threads in the child: their connections are left alone there."""
+    held, forked, pids = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        pids.append(backend())
+        held.set()
+        forked.wait(30)
+        pids.append(backend())
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    in_child(backend)
+    forked.set()
+    thread.join()
+
+    assert len(pids) == 2
+    assert len(set(pids)) == 1
+
+
+def test_other_backend(site: Any) -> None:
+    """The engine goes under any backend that is made of Django's PostgreSQL one."""
+    with override_settings(SERVERLESS_PG_BACKEND="django_site.other"):
+        wrapper = importlib.reload(serverless_pg_kit_django.base).DatabaseWrapper({**connection.settings_dict})
+    importlib.reload(serverless_pg_kit_django.base)
+    assert wrapper.display_name == "PostgreSQL and more"
+    with wrapper.cursor() as cursor:
+        cursor.execute("select 1")
+    assert engine_for().stats.in_use == 1
+    wrapper.close()
+    request_over()
+    assert engine_for().stats.in_use == 0
 
 
 def test_max_size(site: Any, server: PostgresServer) -> None:

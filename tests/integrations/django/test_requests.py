@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import psycopg
 import pytest
+from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 from django.db import connection, connections
-from django.test import override_settings
+from django.http import HttpResponse
+from django.test import RequestFactory, override_settings
 from django_site.models import Entry
-from django_site.web import aget_all, get, wsgi
+from django_site.web import aget, aget_all, get, wsgi
+from psycopg import sql
 from support import eventually, is_working, kill, sessions
 
 from serverless_pg_kit_django import engine_for
@@ -94,6 +98,28 @@ def test_request_db_shares(numbers: Numbers) -> None:
     assert numbers() == [1]
 
 
+def test_request_db_is_a_connection(site: Any) -> None:
+    """``request.db`` passes for what it stands for, and acquires nothing before it is touched."""
+    request = RequestFactory().get("/pid")
+    seen: list[Any] = []
+
+    def view(request: Any) -> HttpResponse:
+        seen.append((engine_for().stats.in_use, isinstance(request.db, psycopg.Connection), repr(request.db)))
+        request.db.autocommit = False
+        seen.append((engine_for().stats.in_use, connection.connection.autocommit))
+        return HttpResponse(sql.Literal(1).as_string(request.db))
+
+    assert ServerlessPgMiddleware(view)(request).content == b"1"
+    assert seen == [(0, True, "<the connection of this request, acquired when it is touched>"), (1, False)]
+
+
+def test_asgi_client_gone(table: type[Entry], superuser: Superuser, fleet: str) -> None:
+    """A client that hangs up in the middle of a view leaves no connection behind."""
+    assert asyncio.run(aget(ASGIHandler(), "/sleep/0.5", hangs_up_after=0.2)).status == 0
+    assert eventually(lambda: engine_for().stats.in_use == 0)
+    assert get("/add/1").status == 200
+
+
 @pytest.fixture
 def on_stock(site: Any, monkeypatch: pytest.MonkeyPatch, settings_kit: Any, fleet: str) -> None:
     """Lets the middleware serve a database on Django's own backend."""
@@ -152,16 +178,11 @@ def test_request_db_async_view(on_stock: None, site: Any) -> None:
 @pytest.mark.parametrize("key", ["apig_wsgi.context", "aws.context"])
 def test_deadline_from_lambda(table: type[Entry], key: str) -> None:
     """The remaining time of a Lambda invocation ends a statement, in time for an answer; the next request is served."""
-    invocation = Invocation(1000)
+    context: dict[str, Any] = {key: Invocation(1000)}
     if key == "aws.context":
-        import asyncio
-
-        from django.core.handlers.asgi import ASGIHandler
-        from django_site.web import aget
-
-        assert asyncio.run(aget(ASGIHandler(), "/sleep/20", **{key: invocation})).status == 500
+        assert asyncio.run(aget(ASGIHandler(), "/sleep/20", **context)).status == 500
     else:
-        assert get("/sleep/20", **{key: invocation}).status == 500
+        assert get("/sleep/20", **context).status == 500
     assert get("/sleep/1.2").status == 200
     with connection.cursor() as cursor:
         cursor.execute("show statement_timeout")

@@ -9,6 +9,7 @@ from typing import Any
 import flask
 import psycopg
 import pytest
+from flask.sessions import SecureCookieSessionInterface
 from flask_support import MakeSite, Site
 from proxy import Cut, Proxy
 from support import entries
@@ -301,8 +302,8 @@ def test_app_calls_itself(site: Site, superuser: Any, ledger: str) -> None:
 def test_hooks_around_the_view_are_part_of_it(site: Site, superuser: Any, ledger: str) -> None:
     """Functions before and after the view, and the saving of the session, belong to the same transaction."""
 
-    class Sessions(flask.sessions.SecureCookieSessionInterface):
-        def save_session(self, *_: Any) -> None:
+    class Sessions(SecureCookieSessionInterface):
+        def save_session(self, app: Any, session: Any, response: Any) -> None:
             site.insert(4)
 
     site.app.session_interface, site.app.secret_key = Sessions(), "secret"

@@ -38,6 +38,10 @@ EVENT = {"id": 1}
         ({"messageVersion": "1.0", "response": {"httpStatusCode": 200}}, True),
         ({"messageVersion": "1.0", "response": {"httpStatusCode": 500}}, False),
         ({"response": "text"}, True),
+        ({"response": {}, "statusCode": 200}, True),
+        ({"response": {"functionResponse": {"responseState": "FAILURE"}}}, False),
+        ({"response": {"functionResponse": {"responseState": "REPROMPT"}}}, True),
+        ({"response": {"functionResponse": {"responseBody": {}}}}, True),
     ],
 )
 def test_result_decides(engine: Engine, superuser: Any, ledger: str, context: Any, result: Any, kept: bool) -> None:

@@ -45,6 +45,19 @@ def test_connection(
     assert engine.stats.in_use == 0
 
 
+def test_nothing_is_acquired_for_what_validation_refuses(engine: Engine, context: Any) -> None:
+    """A request that does not fit the schema costs no connection."""
+    app: Any = APIGatewayRestResolver(enable_validation=True)
+    app.use(middlewares=[PostgresMiddleware(engine)])
+
+    @app.get("/orders/<order_id>")
+    def route(order_id: int, conn: Annotated[Conn, Depends(connection)]) -> Any:
+        return {}
+
+    assert status_of(app.resolve(event_of("api_gateway_v1", path="/orders/seven"), context)) == 422
+    assert engine.stats.connects == 0
+
+
 def test_exception_rolls_back(engine: Engine, superuser: Any, ledger: str, context: Any) -> None:
     """What goes wrong after the injection takes everything with it, and the next request begins anew."""
     app: Any = APIGatewayRestResolver()

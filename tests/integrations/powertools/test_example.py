@@ -53,6 +53,7 @@ def container(database: PostgresServer) -> Iterator[LambdaContainer]:
     function = template()["Resources"]["LogisticsFunction"]["Properties"]
     variables = {name: value for name, value in variables_of(function["Environment"]["Variables"]).items() if value}
     environment = {**variables, "SERVERLESS_PG_CONNINFO": database.dsn, "PGOPTIONS": "-c timezone=Asia/Kolkata"}
+    environment["SERVERLESS_PG_DEADLINE_MARGIN"] = "2"  # seconds: what a busy machine may need for an answer
     handler = function["Handler"]
     with LambdaContainer(handler, folder=FOLDER.parent, environment=environment, timeout=60.0) as made:
         yield made
@@ -162,8 +163,8 @@ def test_slow_query_is_answered_before_the_deadline(container: LambdaContainer, 
     with conn.transaction():
         conn.execute("select * from inventory where warehouse_id = 2 for update")
         started = time.monotonic()
-        answer = container.invoke(event, timeout=4.0)
-        assert time.monotonic() - started < 4.0
+        answer = container.invoke(event, timeout=5.0)
+        assert time.monotonic() - started < 5.0
         assert (answer["statusCode"], json.loads(answer["body"])) == (503, {"error": "try again"})
         assert answer["multiValueHeaders"]["retry-after"] == ["1"]
         waiting = "select count(*) from pg_stat_activity where application_name like 'logistics%' and state = 'active'"

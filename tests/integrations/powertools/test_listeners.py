@@ -46,6 +46,7 @@ ONE_OF_EACH: dict[type[events.Event], events.Event] = {
         events.GaveUp("TooManyConnections", 2.5, 9),
         events.Refused("capacity", "sorry, too many clients already", "53300", 1, 0.25),
         events.Retrying(0.25, 1),
+        events.CredentialsRefreshed(True, 0.25),
         events.Down(1.0),
         events.Lost(7, "peek", 60.0),
         events.Expired(7, "lease", 60.0),
@@ -265,6 +266,18 @@ def test_subsegments(engine: Engine, daemon: socket.socket, context: Any) -> Non
     assert acquire["annotations"] == {"postgres_how": "Reused"}
     assert clean["annotations"] == {"postgres_how": "RolledBack"}
     assert acquire["end_time"] <= clean["start_time"] < clean["end_time"]
+
+
+@pytest.mark.parametrize(
+    "event", [events.Connected(7, 0.25, 1, 0.2), events.GaveUp("AcquireTimeout", 0.25, 3), events.Committed(7, 0.25)]
+)
+def test_subsegment_is_as_long_as_it_took(daemon: socket.socket, event: events.Event) -> None:
+    """What is recorded afterwards begins when it began."""
+    tracer = Tracer(auto_patch=False)
+    with tracer.provider.in_subsegment("## handler"):
+        TracerListener(tracer)(event)
+        [part] = subsegments(daemon, 1)
+    assert 0.25 <= part["end_time"] - part["start_time"] < 0.25 + 5
 
 
 def test_subsegment_of_a_failure(daemon: socket.socket, context: Any) -> None:

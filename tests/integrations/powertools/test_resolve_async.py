@@ -41,9 +41,6 @@ ANSWERS: list[tuple[str, Any, int | None, bool]] = [
     ("ServiceError 503", raises(ServiceError(503, "later")), 503, False),
     ("raises", raises(LookupError("mine")), None, False),
 ]
-each_answer = pytest.mark.parametrize(
-    ("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS]
-)
 
 
 def resolve(app: Any, context: Any, event: Any = EVENT) -> Any:
@@ -51,73 +48,55 @@ def resolve(app: Any, context: Any, event: Any = EVENT) -> Any:
     return asyncio.run(app.resolve_async(event, context))
 
 
-def check(app: Any, context: Any, status: int | None) -> None:
-    """Check that the answer has `status`, or raises (``None``)."""
+def check(app: Any, context: Any, superuser: Any, case: tuple[str, Any, int | None, bool]) -> None:
+    """Check what `app` answers and whether what its route wrote is kept; then empty the ledger."""
+    said, _, status, kept = case
     if status is None:
         with pytest.raises(LookupError, match="mine"):
             resolve(app, context)
     else:
-        assert status_of(resolve(app, context)) == status
+        assert status_of(resolve(app, context)) == status, said
+    assert entries(superuser) == ([1] if kept else []), said
+    assert "db" not in app.context, said
+    superuser.execute("truncate ledger")
 
 
-@each_answer
 @pytest.mark.parametrize("times", [1, 2], ids=["alone", "nested"])
-def test_answer_decides(
-    async_engine: AsyncEngine,
-    superuser: Any,
-    ledger: str,
-    context: Any,
-    times: int,
-    answer: Any,
-    status: int | None,
-    kept: bool,
-) -> None:
+def test_answer_decides(async_engine: AsyncEngine, superuser: Any, ledger: str, context: Any, times: int) -> None:
     """With an AsyncEngine: the status decides, and an exception rolls back; nothing is left in the context."""
-    app: Any = APIGatewayHttpResolver()
-    app.use(middlewares=[AsyncPostgresMiddleware(async_engine)] * times)
+    for case in ANSWERS:
+        app: Any = APIGatewayHttpResolver()
+        app.use(middlewares=[AsyncPostgresMiddleware(async_engine)] * times)
 
-    @app.get("/orders/7")
-    async def route() -> Any:
-        conn = await app.context["db"].connection
-        assert conn is await async_engine.connection
-        await conn.execute("insert into ledger values (1)")
-        return answer()
+        @app.get("/orders/7")
+        async def route(app: Any = app, answer: Any = case[1]) -> Any:
+            conn = await app.context["db"].connection
+            assert conn is await async_engine.connection
+            await conn.execute("insert into ledger values (1)")
+            return answer()
 
-    check(app, context, status)
-    assert entries(superuser) == ([1] if kept else [])
+        check(app, context, superuser, case)
     assert (async_engine.stats.connects, async_engine.stats.in_use) == (1, 0)
-    assert "db" not in app.context
 
 
-@each_answer
 @pytest.mark.parametrize("is_async", [False, True], ids=["def", "async def"])
-def test_blocking_engine(
-    engine: Engine,
-    superuser: Any,
-    ledger: str,
-    context: Any,
-    is_async: bool,
-    answer: Any,
-    status: int | None,
-    kept: bool,
-) -> None:
+def test_blocking_engine(engine: Engine, superuser: Any, ledger: str, context: Any, is_async: bool) -> None:
     """The blocking middleware, which Powertools runs in a thread, does its duty there, too."""
-    app: Any = APIGatewayHttpResolver()
-    app.use(middlewares=[PostgresMiddleware(engine)])
+    for case in ANSWERS:
+        app: Any = APIGatewayHttpResolver()
+        app.use(middlewares=[PostgresMiddleware(engine)])
 
-    def blocking() -> Any:
-        assert app.context["db"].connection is engine.connection
-        engine.connection.execute("insert into ledger values (1)")
-        return answer()
+        def blocking(app: Any = app, answer: Any = case[1]) -> Any:
+            assert app.context["db"].connection is engine.connection
+            engine.connection.execute("insert into ledger values (1)")
+            return answer()
 
-    async def awaiting() -> Any:
-        return blocking()
+        async def awaiting(blocking: Any = blocking) -> Any:
+            return blocking()
 
-    app.get("/orders/7")(awaiting if is_async else blocking)
-    check(app, context, status)
-    assert entries(superuser) == ([1] if kept else [])
-    assert engine.stats.in_use == 0
-    assert "db" not in app.context
+        app.get("/orders/7")(awaiting if is_async else blocking)
+        check(app, context, superuser, case)
+        assert engine.stats.in_use == 0, case[0]
 
 
 def test_nothing_is_acquired_where_nothing_is_found(async_engine: AsyncEngine, context: Any) -> None:

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -29,10 +33,10 @@ from aws_lambda_powertools.event_handler.exceptions import (
 )
 from powertools_support import Context, event_of, status_of
 from psycopg import IsolationLevel
-from support import entries
+from support import entries, kill
 
-from serverless_pg_kit import Engine, TransactionFailed, aws_lambda, with_db
-from serverless_pg_kit_powertools import PostgresMiddleware, postgres_middleware
+from serverless_pg_kit import AsyncEngine, Engine, TransactionFailed, aws_lambda, with_db
+from serverless_pg_kit_powertools import AsyncPostgresMiddleware, PostgresMiddleware, postgres_middleware
 
 RESOLVERS: dict[str, tuple[Any, str]] = {
     "rest": (APIGatewayRestResolver, "api_gateway_v1"),
@@ -90,32 +94,26 @@ def app_of(resolver: Any, engine: Engine, answer: Any, **options: Any) -> Any:
     return app
 
 
-@pytest.mark.parametrize(
-    ("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS]
-)
-@pytest.mark.parametrize("resolver", RESOLVERS)
-def test_answer_decides(
-    engine: Engine,
-    superuser: Any,
-    ledger: str,
-    context: Any,
-    resolver: str,
-    answer: Any,
-    status: int | None,
-    kept: bool,
-) -> None:
-    """In each resolver, with an event as AWS sends it: the status decides, and an exception rolls back."""
-    kind, name = RESOLVERS[resolver]
-    app = app_of(kind, engine, answer)
-    event = event_of(name)
+def check(run: Any, superuser: Any, status: int | None, kept: bool, said: str) -> None:
+    """Check what ``run()`` answers (``None``: it raises) and whether what it wrote is kept; then empty the ledger."""
     if status is None:
         with pytest.raises(LookupError, match="mine"):
-            app.resolve(event, context)
+            run()
     else:
-        assert status_of(app.resolve(event, context)) == status
-    assert entries(superuser) == ([1] if kept else [])
-    assert engine.stats.in_use == 0
-    assert "db" not in app.context
+        assert status_of(run()) == status, said
+    assert entries(superuser) == ([1] if kept else []), said
+    superuser.execute("truncate ledger")
+
+
+@pytest.mark.parametrize("resolver", RESOLVERS)
+def test_answer_decides(engine: Engine, superuser: Any, ledger: str, context: Any, resolver: str) -> None:
+    """In each resolver, with an event as AWS sends it: the status decides, and an exception rolls back."""
+    kind, name = RESOLVERS[resolver]
+    for said, answer, status, kept in ANSWERS:
+        app = app_of(kind, engine, answer)
+        check(lambda app=app: app.resolve(event_of(name), context), superuser, status, kept, said)
+        assert engine.stats.in_use == 0, said
+        assert "db" not in app.context, said
 
 
 @pytest.mark.parametrize(
@@ -200,42 +198,27 @@ def test_router_sees_the_request(engine: Engine, superuser: Any, ledger: str, co
     assert entries(superuser) == [1]
 
 
-@pytest.mark.parametrize(
-    ("answer", "status", "kept"), [case[1:] for case in ANSWERS], ids=[case[0] for case in ANSWERS]
-)
 @pytest.mark.parametrize("outer", ["postgres_middleware", "with_db", "app.use"])
-def test_nested(
-    engine: Engine,
-    superuser: Any,
-    ledger: str,
-    context: Any,
-    outer: str,
-    answer: Any,
-    status: int | None,
-    kept: bool,
-) -> None:
+def test_nested(engine: Engine, superuser: Any, ledger: str, context: Any, outer: str) -> None:
     """One inside another, or inside a decorator, is one request, and ends as it would alone."""
-    app: Any = APIGatewayRestResolver()
-    if outer == "app.use":
-        app.use(middlewares=[PostgresMiddleware(engine)])
-
-    @app.get("/orders/7", middlewares=[PostgresMiddleware(engine)])
-    def route() -> Any:
-        insert(app)
-        return answer()
-
-    def handler(event: Any, context: Any) -> Any:
-        return app.resolve(event, context)
-
     decorate: Any = {"with_db": with_db(engine), "postgres_middleware": postgres_middleware(engine=engine)}
-    run = decorate[outer](handler) if outer in decorate else handler
-    if status is None:
-        with pytest.raises(LookupError, match="mine"):
-            run(EVENT, context)
-    else:
-        assert status_of(run(EVENT, context)) == status
-    assert entries(superuser) == ([1] if kept else [])
-    assert (engine.stats.connects, engine.stats.in_use) == (1, 0)
+    for said, answer, status, kept in ANSWERS:
+        app: Any = APIGatewayRestResolver()
+        if outer == "app.use":
+            app.use(middlewares=[PostgresMiddleware(engine)])
+
+        @app.get("/orders/7", middlewares=[PostgresMiddleware(engine)])
+        def route(app: Any = app, answer: Any = answer) -> Any:
+            insert(app)
+            return answer()
+
+        def handler(event: Any, context: Any, app: Any = app) -> Any:
+            return app.resolve(event, context)
+
+        run = decorate[outer](handler) if outer in decorate else handler
+        check(lambda run=run: run(EVENT, context), superuser, status, kept, said)
+        assert engine.stats.in_use == 0, said
+    assert engine.stats.connects + engine.stats.reuses == len(ANSWERS)
 
 
 def test_inner_failure_that_is_caught_commits_nothing(
@@ -286,6 +269,49 @@ def test_chain_that_is_cut_short(
     app.use(middlewares=[impatient])
     app.resolve(EVENT, context)
     assert entries(superuser) == ([1] if kept else [])
+
+
+def test_lost_connection(engine: Engine, superuser: Any, ledger: str, context: Any) -> None:
+    """A backend that is killed in the middle of a route is an error for the exception handlers, and the next request is
+    served."""
+    app: Any = APIGatewayRestResolver()
+    app.use(middlewares=[PostgresMiddleware(engine)])
+    pids: list[int] = []
+
+    @app.get("/orders/7")
+    def route() -> Any:
+        insert(app)
+        pids.append(engine.connection.info.backend_pid)
+        if len(pids) == 1:
+            kill(superuser, pids[0])
+        engine.connection.execute("select 1")
+        return {}
+
+    @app.exception_handler(psycopg.OperationalError)
+    def handle(error: Exception) -> Any:
+        return Response(503, "text/plain", "later")
+
+    assert [status_of(app.resolve(EVENT, context)) for _ in range(2)] == [503, 200]
+    assert entries(superuser) == [1]
+    assert engine.stats.in_use == 0
+    assert len(set(pids)) == 2
+
+
+def test_threads(engine: Engine, superuser: Any, context: Any) -> None:
+    """A process that serves several requests at a time, with a resolver each, gives each its own connection."""
+    together = threading.Barrier(4, timeout=60)
+
+    def serve(number: int) -> int:
+        @postgres_middleware(engine=engine)
+        def handler(event: Any, context: Any, conn: psycopg.Connection[Any]) -> int:
+            together.wait()
+            return conn.info.backend_pid
+
+        return int(handler({}, context))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(serve, range(4)))) == 4
+    assert engine.stats.in_use == 0
 
 
 def test_failed_transaction(engine: Engine, context: Any) -> None:
@@ -431,6 +457,26 @@ def test_kept_request_is_of_no_use_afterwards(engine: Engine, context: Any) -> N
     app.resolve(EVENT, context)
     with pytest.raises(RuntimeError, match="has ended"):
         kept[0].connection  # noqa: B018 - the property acquires
+
+
+@pytest.mark.parametrize(("status", "kept"), [(200, True), (500, False)])
+def test_async_form(
+    async_engine: AsyncEngine, superuser: Any, ledger: str, context: Any, status: int, kept: bool
+) -> None:
+    """On every Python the async middleware is taken for a coroutine function, and has a name."""
+    middleware = AsyncPostgresMiddleware(async_engine)
+    app: Any = APIGatewayHttpResolver()
+    app.lambda_context = context
+
+    async def route(app: Any) -> Any:
+        await (await app.context["db"].connection).execute("insert into ledger values (1)")
+        return Response(status, "text/plain", "")
+
+    assert inspect.iscoroutinefunction(middleware)
+    assert middleware.__name__ == "AsyncPostgresMiddleware"
+    assert asyncio.run(middleware(app, route)).status_code == status
+    assert entries(superuser) == ([1] if kept else [])
+    assert async_engine.stats.in_use == 0
 
 
 @pytest.mark.parametrize(

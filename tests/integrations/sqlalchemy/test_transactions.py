@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
-from sqlalchemy_stage import Make, Stage, awaited
+from sqlalchemy_stage import Make, Stage, awaited, driver
 from support import entries
 
 from serverless_pg_kit.testing import PostgresServer
@@ -267,12 +267,12 @@ def test_copy_over_the_drivers_connection(stage: Stage, superuser: Any, ledger: 
 
     def work() -> None:
         with stage.engine.begin() as conn:
-            driver = conn.connection.driver_connection
-            if isinstance(driver, psycopg.AsyncConnection):
-                awaited(copy(driver))
+            lent = driver(conn)
+            if isinstance(lent, psycopg.AsyncConnection):
+                awaited(copy(lent))
             else:
-                assert isinstance(driver, psycopg.Connection)
-                with driver.cursor().copy("copy ledger from stdin") as stream:
+                assert isinstance(lent, psycopg.Connection)
+                with lent.cursor().copy("copy ledger from stdin") as stream:
                     stream.write_row([1])
             insert(conn, 2)
             assert entries(superuser) == []
@@ -290,13 +290,13 @@ def test_drivers_own_transaction_block(stage: Stage, superuser: Any, ledger: str
 
     def work() -> None:
         raw = stage.engine.raw_connection()
-        driver = raw.driver_connection
-        if isinstance(driver, psycopg.AsyncConnection):
-            awaited(block(driver))
+        lent = raw.driver_connection
+        if isinstance(lent, psycopg.AsyncConnection):
+            awaited(block(lent))
         else:
-            assert isinstance(driver, psycopg.Connection)
-            with driver.transaction():
-                driver.execute("insert into ledger values (1)")
+            assert isinstance(lent, psycopg.Connection)
+            with lent.transaction():
+                lent.execute("insert into ledger values (1)")
         raw.close()
 
     stage.run(work)

@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from serverless_pg_kit import Engine, ServerlessPgError
+from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit_django.engines import engine_for
 
 
@@ -30,7 +31,7 @@ class Command(BaseCommand):
         """End idle connections and print how many. Raises ``CommandError`` if the server cannot be asked."""
         wanted = {name: options[key] for name, key in OPTIONS.items() if options[key] is not None}
         try:
-            report = cleaner(options["database"], wanted).clean()
+            report = clean(options["database"], wanted)
         except (ServerlessPgError, ValueError) as error:
             raise CommandError(str(error)) from error
         if report.census is None:
@@ -41,11 +42,14 @@ class Command(BaseCommand):
 OPTIONS = {"min_idle_time": "min_idle", "max_kills": "max_kills"}
 
 
-def cleaner(alias: str, wanted: dict[str, Any]) -> Engine:
-    """Return an engine that ends idle connections whenever it cleans, with a request begun. Raises what that raises."""
+def clean(alias: str, wanted: dict[str, Any]) -> CleanReport:
+    """End idle connections to the database `alias`, however much room there is. Raises what `Engine.connect` raises."""
     settings = dataclasses.replace(
         engine_for(alias).settings, strategy="minimum_idle_time", conn_utilization=0.0, census_ttl=0.0, **wanted
     )
     engine = Engine(settings)
-    engine.connect()
-    return engine
+    try:
+        engine.connect()
+        return engine.clean()
+    finally:
+        engine.close()
