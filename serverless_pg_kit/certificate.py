@@ -24,10 +24,11 @@ ENCRYPT = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 def explained(message: str, params: Mapping[str, str], environ: Mapping[str, str], seconds: float) -> str:
     """Return `message` with the reason why the certificate was refused, found out within about `seconds`.
 
-    Unchanged if it could not be found out. `params` are those of the one address that refused.
+    Unchanged if it could not be found out. `params` are those of the one address that refused; what a service file says
+    is not known here.
     """
     reason = ""
-    with contextlib.suppress(OSError, ValueError, ImportError):
+    with contextlib.suppress(OSError, ValueError, LookupError, ImportError):
         reason = reason_of(params, environ, time.monotonic() + seconds)
     return message.replace(REFUSED, f"{REFUSED}: {reason}", 1) if reason else message
 

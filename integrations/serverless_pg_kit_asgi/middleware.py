@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
+from psycopg import IsolationLevel
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serverless_pg_kit import AsyncEngine, Engine, SettingsError, default_async_engine
+from serverless_pg_kit import AsyncEngine, Engine, SettingsError
 from serverless_pg_kit.aio.scope import Scope as AsyncScope
 from serverless_pg_kit.aws_lambda import context_budget
+from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit_asgi.answer import SERVER_ERRORS, Answer
 from serverless_pg_kit_asgi.blocking import InThreads
 from serverless_pg_kit_asgi.lifespan import closing, refuse
+from serverless_pg_kit_asgi.options import check_deadline, check_statuses, chosen_engine
 
 ASYNC_NAME, BLOCKING_NAME = "db", "sync_db"
 """Where a request is found in ``request.state``, unless the middleware was given another `name`."""
@@ -29,17 +33,19 @@ class ServerlessPgMiddleware:
     A request acquires nothing until its connection is touched: as ``engine.connection``, as
     ``request.state.db.connection``, or by a dependency. `name` replaces ``db`` (``sync_db`` for an `Engine`) there.
 
+    `isolation_level` and `read_only` are those of `AsyncEngine.request`. ``tenant(request)`` returns the conninfo of
+    whom a request is for, or ``None``; it is called when the request begins.
+
     It is rolled back if an exception leaves the application, if the body is not sent to its end, or if the status is
-    in `rollback_on`: by default 500 and more. Otherwise it is committed, before the part that
-    completes the body goes out, and before the head of an answer that announces its length: then a COMMIT that
-    fails is raised, and becomes a 500. By then the connection is given back.
+    in `rollback_on`: by default 500 and more. Otherwise it is committed, before the part that completes the body goes
+    out, and before the head of an answer that announces its length: a COMMIT that fails is raised, and becomes a 500.
 
     `deadline` is in seconds for each request; ``None`` takes the remaining time of the Lambda context, if Mangum passes
     one on, ``math.inf`` opts out. `close_at_shutdown` closes the engine at the end of the lifespan, but not in AWS
     Lambda, where adapters end it with each invocation.
 
-    Frameworks make their middleware late. So what is wrong with `engine` and settings is kept, fails the
-    lifespan's start, which ends the server, and is raised by each request: `SettingsError` or ``TypeError``.
+    Frameworks make their middleware late. So what is wrong with the arguments is kept, fails the lifespan's start,
+    which ends the server, and is raised by each request: `SettingsError` or ``TypeError``.
     """
 
     def __init__(
@@ -50,6 +56,9 @@ class ServerlessPgMiddleware:
         *,
         name: str | None = None,
         deadline: float | None = None,
+        isolation_level: IsolationLevel | None = None,
+        read_only: bool | None = None,
+        tenant: Callable[[HTTPConnection], Conninfo | None] | None = None,
         rollback_on: Container[int] = SERVER_ERRORS,
         close_at_shutdown: bool = False,
         **settings: Any,
@@ -57,6 +66,8 @@ class ServerlessPgMiddleware:
         # Older Starlettes pass it by name. As a name of ours it would hide from type checkers that any setting fits.
         self._app: ASGIApp = settings.pop("app", app)
         self._deadline = deadline
+        self._how = {"isolation_level": isolation_level, "read_only": read_only}
+        self._tenant = tenant
         self._rollback_on = rollback_on
         self._closes = close_at_shutdown
         self._problem: Exception | None = None
@@ -95,30 +106,9 @@ class ServerlessPgMiddleware:
         engine, seconds = self._engine, self._deadline
         if seconds is None:
             seconds = context_budget((scope.get("aws.context"),), engine)
+        how: dict[str, Any] = {**self._how, "deadline": seconds}
+        if self._tenant is not None:
+            how["conninfo"] = self._tenant(HTTPConnection(scope))
         if isinstance(engine, Engine):
-            return InThreads(engine.scope(deadline=seconds))
-        return engine.scope(deadline=seconds)
-
-
-def chosen_engine(engine: AsyncEngine | Engine | None, settings: dict[str, Any]) -> AsyncEngine | Engine:
-    """Return `engine`, or one made of `settings`, or the default one. Raises `SettingsError` and ``TypeError``."""
-    if engine is None:
-        return AsyncEngine(**settings) if settings else default_async_engine()
-    if settings:
-        raise TypeError(f"pass an engine or single settings, not both: {', '.join(settings)}")
-    if not isinstance(engine, (AsyncEngine, Engine)):
-        raise TypeError(f"engine has to be an AsyncEngine or an Engine, not {type(engine).__name__}")
-    return engine
-
-
-def check_deadline(seconds: object) -> None:
-    """Raise `SettingsError` for a `deadline` that is no time."""
-    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if seconds is not None and not (is_number and seconds > 0):  # type: ignore[operator]
-        raise SettingsError(f"deadline={seconds!r} is not allowed: it has to be a number of seconds above 0, or None")
-
-
-def check_statuses(rollback_on: object) -> None:
-    """Raise ``TypeError`` for a `rollback_on` in which no status can be looked for."""
-    if not isinstance(rollback_on, Container) or isinstance(rollback_on, (str, bytes)):
-        raise TypeError(f"rollback_on={rollback_on!r} is not allowed: it has to be a container of statuses")
+            return InThreads(engine.scope(**how))
+        return engine.scope(**how)

@@ -55,7 +55,7 @@ class Work(WorkBase):
         if kind is GeneratorExit and (self._slot is None or not is_loop_running()):  # async only
             return  # async only - its task is being collected: `__del__` sees to the connection
         if self._slot is None and not self._lock.locked():  # async only - it has ended, or was never touched
-            self.report = self.report or UNTOUCHED  # async only
+            self._end_untouched()  # async only
             return  # async only
         await uninterrupted(self._engine._end(self))
 

@@ -72,8 +72,13 @@ def traces(conn: psycopg.Connection[Any]) -> Any:
     return conn.execute(query).fetchone()
 
 
-@pytest.mark.parametrize("setting", ["auto", "none", "pgbouncer", "rds-proxy", "supavisor", "neon"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "setting"),
+    [
+        *((mode, setting) for mode in MODES for setting in ("auto", "pgbouncer")),
+        *(("transaction", setting) for setting in ("none", "rds-proxy", "supavisor", "neon")),
+    ],
+)
 def test_each_setting_works_in_each_mode(
     engines: Any, server: PostgresServer, superuser: Any, mode: str, setting: str
 ) -> None:

@@ -130,6 +130,18 @@ def test_reason_that_cannot_be_found_out_is_left_out(
         engines(conninfo=verified(secure_server, stranger.own.file)).connect()
 
 
+def test_reason_is_left_out_for_a_service_file(
+    engines: Any, secure_server: PostgresServer, stranger: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says is libpq's alone: the refusal is told as libpq tells it."""
+    params = conninfo_to_dict(verified(secure_server, stranger.own.file))
+    file = tmp_path / "services"
+    file.write_text("[shop]\n" + "".join(f"{name}={value}\n" for name, value in params.items()), encoding="utf-8")
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    with pytest.raises(ConnectRejected, match="certificate verify failed"):
+        engines(conninfo="service=shop").connect()
+
+
 def test_remote_server_with_tls_is_reached_by_it(
     engines: Any, secure_server: PostgresServer, name_service: None
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 from asgi_support import client, get, http_scope, run_asgi
 from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
 from fastapi.responses import StreamingResponse
+from starlette.requests import HTTPConnection
 from support import entries
 
 from serverless_pg_kit import AsyncEngine, Engine
@@ -157,6 +158,34 @@ def test_rolled_back(
         with rolled_back(sync_engine):
             asyncio.run(visit())
     assert entries(superuser) == []
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+def test_tenants_and_transactions(engine: AsyncEngine, sync_engine: Engine, kind: str) -> None:
+    """Each request is for the tenant that is made of it, in a transaction as the middleware was told."""
+
+    def tenant(request: HTTPConnection) -> str | None:
+        zone = request.query_params.get("zone")
+        return None if zone is None else f"options='-c timezone={zone}'"
+
+    app = FastAPI()
+    chosen: Any = engine if kind == "async" else sync_engine
+    level = psycopg.IsolationLevel.SERIALIZABLE
+    app.add_middleware(ServerlessPgMiddleware, engine=chosen, tenant=tenant, isolation_level=level, read_only=True)
+    names = ("timezone", "transaction_isolation", "transaction_read_only")
+    query = ", ".join(f"current_setting('{name}')" for name in names)
+
+    @app.get("/async")
+    async def read(conn: Conn) -> Any:
+        return await (await conn.execute(f"select {query}".encode())).fetchone()
+
+    @app.get("/sync")
+    def read_blocking(conn: SyncConn) -> Any:
+        return conn.execute(f"select {query}".encode()).fetchone()
+
+    assert get(app, f"/{kind}?zone=Asia/Tokyo").json() == ["Asia/Tokyo", "serializable", "on"]
+    assert get(app, f"/{kind}?zone=Asia/Kolkata").json() == ["Asia/Kolkata", "serializable", "on"]
+    assert get(app, f"/{kind}").json()[0] not in ("Asia/Tokyo", "Asia/Kolkata")
 
 
 def test_several_engines(make_async_engine: Any, sync_engine: Engine) -> None:
