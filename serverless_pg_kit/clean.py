@@ -21,6 +21,7 @@ from serverless_pg_kit.events import Committed, Yielded
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.routine import Routine
 from serverless_pg_kit.scope import Work
+from serverless_pg_kit.session import has_prepared
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.waiting import FAILURES
 
@@ -72,7 +73,7 @@ class Cleaning(Acquiring, CleaningBase):
 
     def _home(self, slot: Slot, scope: Work, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
         """End the request of `slot`, reset its session and see to room; return what is to become of it."""
-        routine = self._usual_routine(slot) if ending is Ending.COMMIT else None
+        routine = self._usual_routine(slot) if ending in (Ending.COMMIT, Ending.NOTHING) else None
         lease, waking = self._plan_sleep(slot) if routine is None else (routine.lease, routine.lease)
         try:
             self._finish(slot, ending, waking, deadline, answers, routine)
@@ -122,7 +123,10 @@ class Cleaning(Acquiring, CleaningBase):
                 return
             self._roll_back(slot, deadline)
         is_open = slot.conn.pgconn.transaction_status != TransactionStatus.IDLE
-        closing = self._closing(slot, lease, commit=is_open) if routine is None else routine.closing
+        if routine is None:
+            closing = self._closing(slot, lease, commit=is_open)
+        else:
+            closing = routine.closing if is_open else routine.idle_closing
         if closing.message:
             slot.line.run(closing.message, deadline, answers)
         if answers.failed is not None:
@@ -135,7 +139,7 @@ class Cleaning(Acquiring, CleaningBase):
 
     def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
         """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""
-        discards = bool(getattr(slot.conn._prepared, "_names", True))
+        discards = has_prepared(slot.conn)
         slot.line.roll_back(deadline)
         if discards:
             self._forget_prepared(slot)

@@ -23,7 +23,7 @@ class Routine(NamedTuple):
     """What ordinary requests say on one connection, as long as `lease` (``None``: without one) is what it sleeps under.
 
     `opening` is for requests without a deadline; `timed_opening`, with ``%d`` in place of each time-out, for those
-    whose deadline is up to `longest` seconds away; `closing` commits.
+    whose deadline is up to `longest` seconds away; `closing` commits, `idle_closing` finds nothing to commit.
     """
 
     lease: Lease | None
@@ -32,6 +32,7 @@ class Routine(NamedTuple):
     longest: float
     server_version: int
     closing: Closing
+    idle_closing: Closing
 
     def open(self, remaining: float) -> Opening | None:
         """Return the open exchange of a request with `remaining` seconds left, ``None`` if it is no ordinary one."""
@@ -61,4 +62,5 @@ def plan_routine(
         (LONGEST_TIMEOUT / 1000 if seconds is None else seconds) - LEASE_MARGIN,
         slot.server_version,
         write_close(slot, statements, basis, commit=True, reset=True, lease=seconds),
+        write_close(slot, statements, basis, commit=False, reset=True, lease=seconds),
     )

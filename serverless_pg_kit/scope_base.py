@@ -11,6 +11,7 @@ from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.role import is_refused_write
+from serverless_pg_kit.session import has_prepared
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -95,6 +96,16 @@ class WorkBase:
             return False
         return slot.ahead is not None or slot.conn.pgconn.transaction_status == TransactionStatus.IDLE
 
+    def note_rollback(self) -> None:
+        """Take account of a rollback that is about to be done on the connection by whoever ends transactions there.
+
+        psycopg's discards all prepared statements of the session if it has any of its own. The end of the request
+        finds that out otherwise, by an error that costs a round trip.
+        """
+        slot = self._slot
+        if slot is not None and not self.is_idle and has_prepared(slot.conn):
+            self._engine._forget_prepared(slot)
+
     @property
     def is_direct(self) -> bool | None:
         """Whether the connection's session is its own: False behind a pooler, ``None`` if there is no connection."""
@@ -124,6 +135,10 @@ class WorkBase:
         rolls_back = status >= 500 if rollback is None else rollback
         self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
+
+    def _end_untouched(self) -> None:
+        """End a request that has no connection, if it has not ended before."""
+        self.report = self.report or UNTOUCHED
 
     def forgive(self) -> None:
         """Roll back a transaction that has failed silently: whoever ends the request by hand has seen its error.

@@ -48,6 +48,11 @@ def assign(conn: AnyConnection, name: str, value: Any) -> None:
         next(steps(value), None)
 
 
+def has_prepared(conn: AnyConnection) -> bool:
+    """Tell whether psycopg has prepared statements on `conn`: then its rollback discards all, the kit's too."""
+    return bool(getattr(conn._prepared, "_names", True))
+
+
 @contextmanager
 def counted_waits(conn: AnyConnection) -> Iterator[list[None]]:
     """Yield a list that grows by one with each time that `conn` talks to the server inside the block."""

@@ -87,6 +87,8 @@ class ServerlessPgDialect(PGDialect_psycopg):
         conn = self.get_driver_connection(getattr(dbapi_connection, "dbapi_connection", dbapi_connection))
         request = vars(conn).get(REQUEST)
         if request is None or request.is_open:
+            if request is not None:
+                request.note_rollback()
             super().do_rollback(dbapi_connection)
 
     def do_close(self, dbapi_connection: Any) -> None:

@@ -21,6 +21,7 @@ from serverless_pg_kit.decisions.lease import Lease
 from serverless_pg_kit.events import Committed, Yielded
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.routine import Routine
+from serverless_pg_kit.session import has_prepared
 from serverless_pg_kit.slots import Slot
 
 INTERRUPTED = CleanReport("closed", "interrupted")
@@ -71,7 +72,7 @@ class Cleaning(Acquiring, CleaningBase):
 
     async def _home(self, slot: Slot, scope: Work, ending: Ending, deadline: Deadline, answers: Answers) -> CleanReport:
         """End the request of `slot`, reset its session and see to room; return what is to become of it."""
-        routine = self._usual_routine(slot) if ending is Ending.COMMIT else None
+        routine = self._usual_routine(slot) if ending in (Ending.COMMIT, Ending.NOTHING) else None
         lease, waking = self._plan_sleep(slot) if routine is None else (routine.lease, routine.lease)
         try:
             await self._finish(slot, ending, waking, deadline, answers, routine)
@@ -121,7 +122,10 @@ class Cleaning(Acquiring, CleaningBase):
                 return
             await self._roll_back(slot, deadline)
         is_open = slot.conn.pgconn.transaction_status != TransactionStatus.IDLE
-        closing = self._closing(slot, lease, commit=is_open) if routine is None else routine.closing
+        if routine is None:
+            closing = self._closing(slot, lease, commit=is_open)
+        else:
+            closing = routine.closing if is_open else routine.idle_closing
         if closing.message:
             await slot.line.run(closing.message, deadline, answers)
         if answers.failed is not None:
@@ -134,7 +138,7 @@ class Cleaning(Acquiring, CleaningBase):
 
     async def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
         """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""
-        discards = bool(getattr(slot.conn._prepared, "_names", True))
+        discards = has_prepared(slot.conn)
         await slot.line.roll_back(deadline)
         if discards:
             self._forget_prepared(slot)

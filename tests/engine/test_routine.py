@@ -38,6 +38,8 @@ def test_what_is_kept_ready_is_what_would_be_planned(make_engine: Any, strategy:
     assert slot.routine.open(remaining) == planned
     closing = plan_close(slot, Statements(), commit=True, reset=True, lease=slot.lease, now=0.0)
     assert slot.routine.closing == closing
+    idle_closing = plan_close(slot, Statements(), commit=False, reset=True, lease=slot.lease, now=0.0)
+    assert slot.routine.idle_closing == idle_closing
 
 
 def test_deadline_beyond_the_lease_is_out_of_the_ordinary(make_engine: Any) -> None:

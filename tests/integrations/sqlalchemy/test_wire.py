@@ -91,3 +91,26 @@ def test_unused_connection(make: Make, proxy: Proxy, server: PostgresServer) -> 
 
     assert round_trips(proxy, work) == 2 - N
     assert stage.kit.stats.rollbacks == 0
+
+
+def test_rollback_after_prepared_statements(make: Make, proxy: Proxy, server: PostgresServer) -> None:
+    """A rollback discards what psycopg has prepared, which costs what it costs with SQLAlchemy's pool, and no error."""
+    stage = make(conninfo=proxy.reroute(server.dsn))
+    errors = server.log.count("serverless_pg_kit_release")
+
+    def work(commits: bool) -> None:
+        with stage.engine.connect() as conn:
+            conn.execute(SELECT)
+            if commits:
+                conn.commit()
+
+    for _ in range(12):
+        stage.run(lambda: work(True))
+    with proxy.counting() as traffic:
+        stage.run(lambda: work(False))
+    assert [query for query in traffic.queries if query in ("ROLLBACK", "DEALLOCATE ALL")]
+    assert traffic.exchanges == 1 + 1 + 2 + 1
+    for _ in range(12):
+        stage.run(lambda: work(True))
+    assert server.log.count("serverless_pg_kit_release") == errors
+    assert stage.kit.stats.connects == 1
