@@ -170,9 +170,6 @@ class WorkBase:
         if current.get() is self:
             current.set(self._outer)
 
-    def _end_untouched(self) -> None:
-        self.report = self.report or UNTOUCHED
-
     def _begin(self) -> None:
         current = self._engine._current
         self._outer = current.get()
