@@ -98,6 +98,8 @@ class CleaningBase(EngineBase):
         """Return the routine of `slot` from now on: there is one while there is room."""
         if not self.settings.reset or not (lease is None or lease is slot.history.calm):
             return None
+        if slot.routine is not None and slot.routine.lease is lease:
+            return slot.routine
         return plan_routine(slot, self.settings.statements, lease, self.settings.session)
 
     def _plan_sleep(self, slot: Slot) -> tuple[Lease | None, Lease | None]:

@@ -136,6 +136,10 @@ class WorkBase:
         self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
 
+    def _end_untouched(self) -> None:
+        """End a request that has no connection, if it has not ended before."""
+        self.report = self.report or UNTOUCHED
+
     def forgive(self) -> None:
         """Roll back a transaction that has failed silently: whoever ends the request by hand has seen its error.
 
@@ -165,9 +169,6 @@ class WorkBase:
         current = self._engine._current
         if current.get() is self:
             current.set(self._outer)
-
-    def _end_untouched(self) -> None:
-        self.report = self.report or UNTOUCHED
 
     def _begin(self) -> None:
         current = self._engine._current

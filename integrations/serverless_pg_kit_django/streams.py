@@ -9,9 +9,9 @@ from asgiref.sync import sync_to_async
 
 
 class Stream:
-    """The parts of `body`. After the last one `end` is called with True, with False if it comes to none.
+    """The parts of `body`. After the last one `end` is called with True, otherwise with False.
 
-    Django closes it with the response, also if the client is gone before the end.
+    Django closes it with the response, also if the body fails, or the client is gone before its end.
     """
 
     def __init__(self, body: Iterable[bytes], end: Callable[[bool], None]) -> None:
@@ -27,12 +27,9 @@ class Stream:
         except StopIteration:
             self._end(True)
             raise
-        except BaseException:
-            self._end(False)
-            raise
 
     def close(self) -> None:
-        """End what was not read to its end."""
+        """End the request of a body that has not come to its end; nothing is left to do otherwise."""
         self._end(False)
 
 
@@ -52,10 +49,7 @@ class AsyncStream:
         except StopAsyncIteration:
             await sync_to_async(self._end)(True)
             raise
-        except BaseException:
-            await sync_to_async(self._end)(False)
-            raise
 
     def close(self) -> None:
-        """End what was not read to its end."""
+        """End the request of a body that has not come to its end; nothing is left to do otherwise."""
         self._end(False)

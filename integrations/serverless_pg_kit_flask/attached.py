@@ -6,7 +6,7 @@ from collections.abc import Container
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, appcontext_popped, request, request_finished, request_started
+from flask import Flask, Response, appcontext_popped, current_app, request, request_finished
 
 from serverless_pg_kit import Engine
 from serverless_pg_kit_flask.deadline import Deadline, seconds_of
@@ -35,17 +35,19 @@ class Attached:
         self._problem: ContextVar[Exception | None] = ContextVar("serverless_pg_kit_flask.problem", default=None)
 
     def hook_into(self, app: Flask) -> None:
-        """Take part in the life of `app`. It has to keep this object: signals do not."""
+        """Take part in the life of `app`, which has to keep this object: signals do not.
+
+        Raises ``AssertionError`` if the app has served a request already.
+        """
+        app.teardown_appcontext(self._tear_down)  # first: it refuses an app that has served requests
         app.wsgi_app = Requests(app.wsgi_app, self._begin, self.places.serving)  # type: ignore[method-assign]
-        request_started.connect(self._started, app)
+        app.url_value_preprocessor(self._started)
         request_finished.connect(self._finished, app)
-        app.teardown_appcontext(self._tear_down)
-        appcontext_popped.connect(self._popped, app)
 
     def _begin(self, environ: WSGIEnvironment) -> Work:
         return Work(self.engine, seconds_of(self._deadline, environ, self.engine))
 
-    def _started(self, app: Flask, **_: Any) -> None:
+    def _started(self, endpoint: str | None, values: dict[str, Any] | None) -> None:
         self.places.find()  # the app context on top is the request's own, whatever is pushed upon it later
 
     def _finished(self, app: Flask, response: Response, **_: Any) -> None:
@@ -59,16 +61,19 @@ class Attached:
 
     def _tear_down(self, error: BaseException | None) -> None:
         """End the work of an app context. Never raises: before Flask 3.2 that would keep others from their teardown."""
-        self._problem.set(None)
+        if self._problem.get() is not None:
+            self._problem.set(None)  # of a context of which another teardown kept the signal from being sent
         work = self.places.leave()
         if work is None:
             return
         if is_failure(error or unwinding(work.handled)):
             work.fail()
         try:
-            work.finish()
+            work.end()
         except Exception as problem:
+            app: Any = current_app
             self._problem.set(problem)
+            appcontext_popped.connect(self._popped, app._get_current_object())
 
     def _popped(self, app: Flask, **_: Any) -> None:
         """Raise what ended the app context badly, now that everything is torn down: nothing else would tell."""

@@ -36,5 +36,6 @@ def seconds_of(deadline: Deadline, environ: WSGIEnvironment, engine: Engine) -> 
     limit = deadline(environ) if callable(deadline) else deadline
     if limit == float("inf"):
         return None
-    known = (limit, context_budget(tuple(environ.get(key) for key in CONTEXT_KEYS), engine))
-    return min((seconds for seconds in known if seconds is not None), default=None)
+    contexts = tuple(environ[key] for key in CONTEXT_KEYS if key in environ)
+    left = context_budget(contexts, engine)
+    return limit if left is None or (limit is not None and limit < left) else left

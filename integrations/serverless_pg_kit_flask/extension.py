@@ -63,8 +63,9 @@ class ServerlessPg:
 
         `engine` comes before the one given to the constructor and before the app's keys.
 
-        Raises `SettingsError` for a key that is bad or has no effect, ``TypeError`` for an engine of another kind, and
-        ``RuntimeError`` if this or another extension of the same name is attached already.
+        Raises `SettingsError` for a key that is bad or has no effect, ``TypeError`` for an engine of another kind,
+        ``RuntimeError`` if this or another extension of the same name is attached already, and Flask's
+        ``AssertionError`` if the app has served a request.
         """
         if self._key in app.extensions:
             raise RuntimeError(
@@ -76,8 +77,9 @@ class ServerlessPg:
             engine = config.make_engine(keys)
         else:
             config.check_engine(engine, keys)
-        app.extensions[self._key] = attached = Attached(engine, self._places, deadline, self._rollback_on)
+        attached = Attached(engine, self._places, deadline, self._rollback_on)
         attached.hook_into(app)
+        app.extensions[self._key] = attached
         label = f"{self.name}_pg".lstrip("_")
         app.cli.add_command(command_group(self, label.replace("_", "-")))
         app.shell_context_processor(lambda: {label: self})
@@ -101,7 +103,7 @@ class ServerlessPg:
         self._work().fail()
 
     def end(self) -> CleanReport:
-        """End the present transaction now and give the connection back; the next touch begins another one.
+        """End the present transaction now and give the connection back; the next touch of it begins another one.
 
         For what takes long without the database, and to see the errors of COMMIT inside a view. Commits, or rolls back
         after `fail`. Raises what the end of `Engine.request` raises.

@@ -50,7 +50,7 @@ class Requests:
         if not work.is_answered:
             work.fail()
         try:
-            work.finish()
+            work.end()
         except BaseException:
             close(body)
             raise
@@ -76,7 +76,7 @@ class Body:
             with self._serving(self._work):
                 return next(self._items)
         except StopIteration:
-            self._work.finish()
+            self._work.end()
             raise
         except BaseException:
             self._work.abandon()

@@ -88,6 +88,8 @@ def rawstream(request: Any) -> StreamingHttpResponse:
         for number in range(3):
             request.db.execute("insert into django_entry (number) values (%s)", [number])
             yield b"."
+        if "fails" in request.GET:
+            raise ZeroDivisionError
 
     return StreamingHttpResponse(parts())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import threading
+import time
 from typing import Any
 
 import psycopg
@@ -109,7 +111,8 @@ class Saboteur(threading.Thread):
             cut = Cut(self._dice.randrange(LONGEST_REQUEST), toward, b"BEGIN")
             self.cuts.append(cut)
             self._proxy.arm(cut)
-            while not cut.done and not self._over.wait(0.002):
+            late = time.monotonic() + 1.0  # its line may have been given up for another reason
+            while not cut.done and time.monotonic() < late and not self._over.wait(0.002):
                 pass
             self._over.wait(self._dice.random() / 20)  # in which some requests go through
 
@@ -136,7 +139,9 @@ def test_transfers_over_a_line_that_is_cut_at_any_byte(
     problems: list[str] = []
 
     def work(number: int) -> None:
-        for entry in range(number, 160, 8):
+        for entry in itertools.count(number, 8):
+            if not saboteur.is_alive():
+                return
             try:
                 moving = working(engine, functools.partial(bank.move, entry=entry))
                 engine.run_transaction(moving, attempts=1000, isolation_level=SERIALIZABLE)
@@ -147,13 +152,13 @@ def test_transfers_over_a_line_that_is_cut_at_any_byte(
                 problems.append(f"{entry}: {type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    with Saboteur(proxy, dice, times=30) as saboteur:
+    with Saboteur(proxy, dice, times=25) as saboteur:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert problems == []
-    assert sorted(done + unknown) == list(range(160))
+    assert len(done + unknown) == len({*done, *unknown})
     made = bank.entries()
     assert set(done) <= made <= set(done + unknown)
     assert sum(cut.done for cut in saboteur.cuts) > 15

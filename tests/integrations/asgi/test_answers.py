@@ -187,6 +187,14 @@ def test_commit_precedes_the_answer(
     assert seen[0] == ("http.response.start", [7], 0)
 
 
+def test_failed_commit_without_a_body(engine: AsyncEngine, superuser: psycopg.Connection[Any], ledger: str) -> None:
+    """An answer that has no body, and announces no length for it, waits for COMMIT as well."""
+    view = writes(engine, DOUBLE, lambda: Response(status_code=204))
+
+    assert get(application(engine, view), "/").status_code == 500
+    assert entries(superuser) == []
+
+
 def test_failed_commit_of_a_stream(engine: AsyncEngine, superuser: psycopg.Connection[Any], ledger: str) -> None:
     """A COMMIT that fails after a stream leaves the answer incomplete, and the client sees that."""
     view = writes(engine, DOUBLE, lambda: StreamingResponse(iter([b"one", b"two"])))

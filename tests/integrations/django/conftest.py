@@ -51,6 +51,8 @@ def site(server: PostgresServer, tables: None, fleet: str) -> Iterator[Site]:
             names = {"application_name": fleet, **(serverless or {})}
             own = {} if alias == "stock" else {"serverless": names}
             database.update({**login(conninfo), **more, "OPTIONS": {**own, **(options or {})}})
+            for cached in ("timezone", "timezone_name"):
+                vars(connections[alias]).pop(cached, None)
 
     point()
     yield point

@@ -24,8 +24,10 @@ from django.db.utils import load_backend
 from django.test import override_settings
 from django_site.models import Entry
 from django_site.views import backend
+from poolers import PgBouncer
 from proxy import Proxy
 from psycopg import IsolationLevel
+from psycopg.conninfo import make_conninfo
 from support import eventually, in_child, kill, sessions
 
 import serverless_pg_kit_django.base
@@ -93,12 +95,12 @@ def test_conn_max_age_none(site: Any) -> None:
 def test_state_restored(site: Any, superuser: Superuser) -> None:
     """Time zone, role and isolation level are Django's in every request, whatever the one before did."""
     superuser.execute("drop role if exists assumed; create role assumed; grant assumed to app")
-    site(options={"assume_role": "assumed", "isolation_level": IsolationLevel.SERIALIZABLE})
+    site(TIME_ZONE="Asia/Tokyo", options={"assume_role": "assumed", "isolation_level": IsolationLevel.SERIALIZABLE})
     for _ in range(4):
-        assert state() == ("UTC", "assumed", '"$user", public', "on")
+        assert state() == ("Asia/Tokyo", "assumed", '"$user", public', "on")
         assert connection.connection.isolation_level is IsolationLevel.SERIALIZABLE
         with connection.cursor() as cursor:
-            cursor.execute("set timezone = 'Asia/Tokyo'; reset role; set search_path = nowhere; set jit = off")
+            cursor.execute("set timezone = 'Europe/Paris'; reset role; set search_path = nowhere; set jit = off")
         connection.connection.isolation_level = None
         request_over()
 
@@ -108,7 +110,7 @@ def test_state_restored(site: Any, superuser: Superuser) -> None:
 def test_state_flights(site: Any, server: PostgresServer, proxy: Proxy, superuser: Superuser) -> None:
     """A request costs two round trips besides its statements: neither time zone nor role takes one of its own."""
     superuser.execute("drop role if exists assumed; create role assumed; grant assumed to app")
-    site(proxy.reroute(server.dsn), options={"assume_role": "assumed"})
+    site(proxy.reroute(server.dsn), TIME_ZONE="Asia/Tokyo", options={"assume_role": "assumed"})
     for _ in range(2):
         backend()
         request_over()
@@ -121,10 +123,41 @@ def test_state_flights(site: Any, server: PostgresServer, proxy: Proxy, superuse
 
 def test_state_behind_pooler(site: Any) -> None:
     """Where sessions are a pooler's, Django sets time zone and role itself, as its own backend does."""
-    site(serverless={"pooler": "pgbouncer"}, options={})
-    assert state()[0] == "UTC"
-    request_over()
-    assert state()[0] == "UTC"
+    site(TIME_ZONE="Asia/Tokyo", serverless={"pooler": "pgbouncer"})
+    for _ in range(2):
+        assert state()[0] == "Asia/Tokyo"
+        request_over()
+
+
+def test_pgbouncer(site: Any, server: PostgresServer, numbers: Numbers) -> None:
+    """Through a real pooler in transaction mode, more threads than it has sessions are served, each in its own
+    transaction, in Django's time zone."""
+    with PgBouncer(server, pool_mode="transaction", default_pool_size=2) as pooler:
+        site(
+            make_conninfo(server.dsn, host="127.0.0.1", port=pooler.port),
+            TIME_ZONE="Asia/Tokyo",
+            DISABLE_SERVER_SIDE_CURSORS=True,
+        )
+        seen: list[Any] = []
+
+        def serve(number: int) -> None:
+            with transaction.atomic():
+                Entry.objects.create(number=number)
+                seen.append(state()[0])
+            seen.extend(Entry.objects.filter(number=number).iterator())
+            request_over()
+
+        threads = [threading.Thread(target=serve, args=[number]) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        connection.close()
+        close_pool()
+
+    assert seen.count("Asia/Tokyo") == 8
+    assert len(seen) == 16
+    assert numbers() == list(range(8))
 
 
 def test_adapters(site: Any) -> None:
@@ -288,13 +321,15 @@ def test_forked(site: Any, table: type[Entry]) -> None:
 
 def test_forked_beside_a_thread(site: Any) -> None:
     """A fork ends the parent's other threads in the child: their connections are left alone there."""
-    held, forked, pids = threading.Event(), threading.Event(), []
+    held, forked = threading.Event(), threading.Event()
+    seen: list[Any] = []
 
     def hold() -> None:
-        pids.append(backend())
+        with connection.cursor() as cursor:
+            cursor.execute("set search_path = nowhere")
         held.set()
         forked.wait(30)
-        pids.append(backend())
+        seen.append(state()[2])
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -303,8 +338,7 @@ def test_forked_beside_a_thread(site: Any) -> None:
     forked.set()
     thread.join()
 
-    assert len(pids) == 2
-    assert len(set(pids)) == 1
+    assert seen == ["nowhere"]
 
 
 def test_other_backend(site: Any) -> None:

@@ -158,7 +158,15 @@ def test_request_db_stream_broken_off(on_stock: None, numbers: Numbers) -> None:
 
     assert wsgi(WSGIHandler(), "/rawstream", read, {}).body == b"."
     assert numbers() == []
-    assert engine_for("stock").stats.in_use == 0
+    assert (engine_for("stock").stats.open, engine_for("stock").stats.in_use) == (1, 0)
+
+
+def test_request_db_stream_fails(on_stock: None, numbers: Numbers) -> None:
+    """A body that fails is rolled back, and its server hears of it."""
+    with pytest.raises(ZeroDivisionError):
+        get("/rawstream?fails")
+    assert numbers() == []
+    assert (engine_for("stock").stats.open, engine_for("stock").stats.in_use) == (1, 0)
 
 
 @pytest.mark.parametrize("path", ["/raw/1/200", "/rawastream"])

@@ -10,10 +10,10 @@ from typing import Any
 import flask
 import pytest
 from flask_support import MakeSite, Site
-from support import eventually, sessions
+from support import entries, eventually, sessions
 
 from serverless_pg_kit import AsyncEngine, Engine, Settings, SettingsError
-from serverless_pg_kit.testing import PostgresServer
+from serverless_pg_kit.testing import PostgresServer, rolled_back
 from serverless_pg_kit_flask import ServerlessPg
 
 VALUES: dict[str, Any] = {
@@ -141,6 +141,18 @@ def test_attached_twice() -> None:
         ServerlessPg(app)
 
 
+def test_attached_too_late() -> None:
+    """An app that has served a request is refused by Flask, and is left as it was."""
+    app = app_with()
+    app.test_client().get("/")
+    before = app.wsgi_app
+
+    with pytest.raises(AssertionError, match="setup method"):
+        ServerlessPg(app)
+    assert app.extensions == {}
+    assert app.wsgi_app == before
+
+
 def test_named_extensions(make_site: MakeSite, server: PostgresServer, superuser: Any) -> None:
     """Two databases in one app: each has its keys and its transaction, and one request ends both."""
     site = make_site({"REPORTS_SERVERLESS_PG_CONNINFO": f"{server.superuser_dsn}", "REPORTS_SERVERLESS_PG_MAX_SIZE": 1})
@@ -225,6 +237,43 @@ def test_apps_are_collected(server: PostgresServer, superuser: Any, fleet: str) 
     gc.collect()
     assert gone() is None
     assert eventually(lambda: sessions(superuser, fleet) == [])
+
+
+def test_rolled_back(site: Site, superuser: Any, ledger: str) -> None:
+    """Tests of an app leave nothing behind inside ``rolled_back``, and see its requests as in production."""
+
+    @site.app.post("/<int:entry>/<int:status>")
+    def write(entry: int, status: int) -> tuple[str, int]:
+        site.insert(entry)
+        return "written", status
+
+    @site.app.get("/")
+    def read() -> flask.Response:
+        rows = site.conn.execute("select entry from ledger order by 1")
+        return flask.Response(f"{entry} " for (entry,) in rows)
+
+    @site.app.get("/nested")
+    def nested() -> str:
+        site.insert(7)
+        with site.app.app_context():
+            site.insert(8)
+        return "nested"
+
+    with rolled_back(site.engine):
+        for path in ("/1/200", "/2/500"):
+            site.client.post(path)
+        with site.app.app_context():
+            site.insert(3)
+            assert site.client.post("/4/200").status_code == 200
+        with site.engine.request():
+            assert site.client.get("/").text == "1 3 4 "
+        with site.app.app_context():
+            site.insert(5)
+            with site.app.app_context():
+                site.insert(6)
+                assert site.client.get("/nested").text == "nested"
+        assert site.client.get("/").text == "1 3 4 5 6 7 8 "
+    assert entries(superuser) == []
 
 
 def test_shell_knows_the_extension(site: Site) -> None:

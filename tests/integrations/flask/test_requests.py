@@ -200,6 +200,7 @@ def test_fail_rolls_back_whatever_the_answer(site: Site, superuser: Any, ledger:
 
 def test_end_in_mid_request(site: Site, superuser: Any, ledger: str) -> None:
     """After `end` the connection is free for others, what was done stays, and the next touch begins anew."""
+    seen: list[bool] = []
 
     @site.app.get("/")
     def view() -> str:
@@ -207,10 +208,11 @@ def test_end_in_mid_request(site: Site, superuser: Any, ledger: str) -> None:
         assert site.pg.end().decision == "kept"
         assert site.engine.stats.in_use == 0
         site.insert(2)
-        assert site.engine.connection is site.conn
+        seen.append(site.engine.connection is site.conn)
         raise ValueError("mine")
 
     assert site.client.get("/").status_code == 500
+    assert seen == [True]
     assert entries(superuser) == [1]
 
 

@@ -259,17 +259,20 @@ def test_teardown_of_others_that_raises_before_a_stream(site: Site, superuser: A
 def test_response_without_a_body_commits_at_once(
     site: Site, superuser: Any, ledger: str, method: str, status: int
 ) -> None:
-    """A stream that will never be read is no reason to wait."""
+    """A stream that will never be read is no reason to wait: COMMIT still decides about the answer."""
 
-    @site.app.get("/")
-    def view() -> tuple[flask.Response, int]:
+    @site.app.route("/<int:entry>")
+    def view(entry: int) -> tuple[flask.Response, int]:
         site.insert(1)
+        site.insert(entry)
         return flask.Response(str(number) for number in range(3)), status
 
-    response = site.client.open("/", method=method)
+    assert site.client.open("/2", method=method).status_code == status
     assert site.engine.stats.in_use == 0
-    assert entries(superuser) == [1]
-    response.close()
+    assert entries(superuser) == [1, 2]
+    superuser.execute("delete from ledger")
+    assert site.client.open("/1", method=method).status_code == 500
+    assert entries(superuser) == []
 
 
 @pytest.mark.parametrize("status", [404, 409, 500])
