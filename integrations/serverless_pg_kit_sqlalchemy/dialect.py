@@ -1,4 +1,4 @@
-"""The dialects: psycopg's, with connections that an engine of the kit opens, gives out and takes back."""
+"""The dialect: psycopg's, with connections that an engine of the kit opens, gives out and takes back."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ from typing import Any
 
 from psycopg.types import TypeInfo
 from sqlalchemy import URL
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import Pool
-from sqlalchemy.util import await_only
-from sqlalchemy.util.concurrency import in_greenlet
 
 from serverless_pg_kit import AsyncEngine, CommitUnknown, Engine, TransactionFailed
 from serverless_pg_kit.exchange import ExchangeTimeout
 from serverless_pg_kit.scope_base import Begins
 from serverless_pg_kit_sqlalchemy.lending import REQUEST, Adapters, check_arguments, dress
-from serverless_pg_kit_sqlalchemy.pool import ServerlessPgPool
+from serverless_pg_kit_sqlalchemy.pool import ServerlessPgPool, newest
 
 
 class ServerlessPgDialect(PGDialect_psycopg):
@@ -50,6 +48,8 @@ class ServerlessPgDialect(PGDialect_psycopg):
     @classmethod
     def get_async_dialect_cls(cls, url: URL) -> Any:
         """Return the dialect of async engines."""
+        from serverless_pg_kit_sqlalchemy.async_dialect import ServerlessPgAsyncDialect  # it is made of this one
+
         return ServerlessPgAsyncDialect
 
     def create_connect_args(self, url: URL) -> Any:
@@ -72,6 +72,7 @@ class ServerlessPgDialect(PGDialect_psycopg):
         except BaseException:
             give_back(request)
             raise
+        newest.set(conn)
         return conn
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:
@@ -107,50 +108,6 @@ class ServerlessPgDialect(PGDialect_psycopg):
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         """Tell whether `e` says that the connection is lost."""
         return bool(super().is_disconnect(e, connection, cursor)) or is_loss(e)
-
-
-class ServerlessPgAsyncDialect(ServerlessPgDialect, PGDialectAsync_psycopg):
-    """The same over an `AsyncEngine`."""
-
-    supports_statement_cache = True
-    has_terminate = True
-
-    def connect(self, *args: Any, **arguments: Any) -> Any:
-        """Begin a request on the kit's engine and return its connection, idle. Raises what that raises."""
-        check_arguments(args, arguments)
-
-        async def begin() -> Any:
-            request = self.kit.scope(join=False, transaction=self._transaction)
-            try:
-                conn = await request.connection
-                dress(conn, request, self._adapters, arguments)
-            except BaseException:
-                request.fail()
-                await request.end()
-                raise
-            return conn
-
-        return self.loaded_dbapi.connect(async_creator_fn=begin)
-
-    def do_close(self, dbapi_connection: Any) -> None:
-        """End the request of a connection, which goes back to the kit's engine. What is uncommitted is rolled back."""
-        conn = self.get_driver_connection(dbapi_connection)
-        request = vars(conn).pop(REQUEST, None)
-        if request is None:
-            await_only(conn.close())
-        else:
-            request.fail()
-            await_only(request.end())
-
-    def do_terminate(self, dbapi_connection: Any) -> None:
-        """End the request of a connection, which is not to be used any more. It may be collected, outside of any task:
-        then the next request on the kit's engine frees its place."""
-        conn = self.get_driver_connection(dbapi_connection)
-        conn.pgconn.finish()
-        if in_greenlet():
-            self.do_close(dbapi_connection)
-        else:
-            vars(conn).pop(REQUEST, None)
 
 
 def give_back(request: Any) -> None:

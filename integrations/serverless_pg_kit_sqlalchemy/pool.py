@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 if TYPE_CHECKING:
     from serverless_pg_kit_sqlalchemy.dialect import ServerlessPgDialect
+
+
+newest: ContextVar[Any] = ContextVar("serverless_pg_kit_sqlalchemy.newest", default=None)
+"""The connection that was made for the checkout in progress."""
 
 
 class ServerlessPgPool(NullPool):
@@ -16,6 +21,19 @@ class ServerlessPgPool(NullPool):
     It is one, too: nothing in its session is left of the last checkout. So the events ``connect`` and ``close`` come
     with every checkout, and whatever they set holds until its end.
     """
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        newest.set(None)
+        try:
+            return super()._do_get()
+        except BaseException:
+            # SQLAlchemy 2.0 drops a connection whose ``connect`` listener has failed, and leaves it open.
+            lost = newest.get()
+            if lost is not None:
+                self._close_connection(lost, terminate=True)
+            raise
+        finally:
+            newest.set(None)
 
     def dispose(self) -> None:
         """Close the idle connections of the kit's engine; those in use are closed when they are given back."""

@@ -10,7 +10,8 @@ from sqlalchemy import URL
 from sqlalchemy.dialects import registry
 
 from serverless_pg_kit import AsyncEngine, Engine
-from serverless_pg_kit_sqlalchemy.dialect import ServerlessPgAsyncDialect, ServerlessPgDialect
+from serverless_pg_kit_sqlalchemy.async_dialect import ServerlessPgAsyncDialect
+from serverless_pg_kit_sqlalchemy.dialect import ServerlessPgDialect
 
 NAME = "postgresql.serverless_pg_suite"
 registry.register(NAME, __name__, "SuiteDialect")

@@ -42,5 +42,5 @@ def supported(name: str) -> Any:
     return property(lambda self: exclusions.open(), doc=f"PostgreSQL has {name}.")
 
 
-known = {name: supported(name) for name in SUPPORTED.split() if hasattr(SuiteRequirements, name)}
+known = {name: supported(name) for name in SUPPORTED.split()}
 Requirements = type("Requirements", (SuiteRequirements,), known)
