@@ -25,7 +25,7 @@ FRAMEWORKS: dict[str, str] = {
     "faas": "functions_framework",
     "flask": "flask",
     "powertools": "aws_lambda_powertools",
-    "sqlalchemy": "sqlalchemy",
+    "sqlalchemy": "flask_sqlalchemy",
 }
 """Which module the tests in a folder of ``integrations`` need. tox gives every framework environments of its own."""
 
