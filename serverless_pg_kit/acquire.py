@@ -13,9 +13,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
-from serverless_pg_kit.ahead import Ahead
-from serverless_pg_kit.certificate import REFUSED, explained
-from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
+from serverless_pg_kit.connect import CERTIFICATE_REFUSED, Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
 from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
@@ -24,7 +22,6 @@ from serverless_pg_kit.events import CredentialsRefreshed, Retrying, Reused, Wai
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.line import Line
 from serverless_pg_kit.opening import Opening
-from serverless_pg_kit.provider import failure_of, read_answer
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope import Work
 from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
@@ -70,6 +67,8 @@ class Acquiring(AcquiringBase):
         if is_watched:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
         if scope.transaction == "ahead" and not slot.conn.autocommit:
+            from serverless_pg_kit.ahead import Ahead
+
             slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
@@ -159,6 +158,8 @@ class Acquiring(AcquiringBase):
     def _ask(self, retry: Retry, credentials: Callable[[], object]) -> ConnParams:
         """Return what the `credentials` say. Raises `ConnectRejected` for an exception in them; its own text may hold a
         secret and is not shown."""
+        from serverless_pg_kit.provider import failure_of, read_answer
+
         started, seconds = self._clock.monotonic(), self._asking_seconds(retry)
         hidden = self._current.set(None)  # they would wait for the very connection that they are asked for
         try:
@@ -189,7 +190,7 @@ class Acquiring(AcquiringBase):
             result = drive(attempt(address, deadline, self._tracing.next()))
             if not isinstance(result, Refusal):
                 return self._adopt(result, retry)
-            if REFUSED in result.message:
+            if CERTIFICATE_REFUSED in result.message:
                 result = self._explained(result, address, deadline)
             failures[address.host] = self._understand(result, retry)
             if not failures[address.host].kind.retryable:
@@ -198,6 +199,8 @@ class Acquiring(AcquiringBase):
 
     def _explained(self, refusal: Refusal, address: Address, deadline: Deadline) -> Refusal:
         """Return the `refusal` of a certificate with its reason, if that can be found out."""
+        from serverless_pg_kit.certificate import explained  # needed by few, and a cold start would pay for it
+
         seconds = min(deadline.remaining(), EXPLAIN_SECONDS)
         message = elsewhere(seconds, explained, refusal.message, address.params, os.environ, seconds)
         return refusal._replace(message=message or refusal.message)

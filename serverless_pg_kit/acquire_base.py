@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from psycopg import Error
 from psycopg.pq import ConnStatus, TransactionStatus
@@ -29,13 +30,15 @@ from serverless_pg_kit.errors import AcquireTimeout, ServerlessPgError, Settings
 from serverless_pg_kit.events import Connected, Down, GaveUp, PoolerDetected, Refused, Reused
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.opening import Opening, introduce, plan_open
-from serverless_pg_kit.provider import Answer, invalidate
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope_base import WorkBase
 from serverless_pg_kit.session import AnyConnection, Baseline, assign, transaction_mode
 from serverless_pg_kit.settings import DEFAULT_FLEET, LONGEST_NAME
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.target import Target
+
+if TYPE_CHECKING:
+    from serverless_pg_kit.provider import Answer
 
 IDLE = int(TransactionStatus.IDLE)
 
@@ -90,6 +93,8 @@ class AcquiringBase(EngineBase):
         pause = self._clock.wall() - self._invalidated_at
         if not 0 <= pause < RENEWAL_PAUSE:
             self._invalidated_at = self._clock.wall()
+            from serverless_pg_kit.provider import invalidate
+
             invalidate(self.settings.credentials)
 
     def _asking_seconds(self, retry: Retry) -> float:

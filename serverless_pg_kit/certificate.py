@@ -12,10 +12,8 @@ import socket
 import time
 from collections.abc import Mapping
 
+from serverless_pg_kit.connect import CERTIFICATE_REFUSED
 from serverless_pg_kit.conninfo import parameter
-
-REFUSED = "certificate verify failed"
-"""libpq's words for any certificate that does not stand up to the authorities."""
 
 ENCRYPT = (8).to_bytes(4, "big") + (80877103).to_bytes(4, "big")
 """The protocol's request for encryption, which is answered by one byte, S for yes."""
@@ -30,7 +28,7 @@ def explained(message: str, params: Mapping[str, str], environ: Mapping[str, str
     reason = ""
     with contextlib.suppress(OSError, ValueError, LookupError, ImportError):
         reason = reason_of(params, environ, time.monotonic() + seconds)
-    return message.replace(REFUSED, f"{REFUSED}: {reason}", 1) if reason else message
+    return message.replace(CERTIFICATE_REFUSED, f"{CERTIFICATE_REFUSED}: {reason}", 1) if reason else message
 
 
 def reason_of(params: Mapping[str, str], environ: Mapping[str, str], until: float) -> str:

@@ -27,6 +27,9 @@ UNEXPECTED_END = "SSL error: unexpected eof while reading"
 
 TIMEOUT_MESSAGE = "connection timeout expired"
 
+CERTIFICATE_REFUSED = "certificate verify failed"
+"""libpq's words for any certificate that does not stand up to the authorities."""
+
 
 class Refusal(NamedTuple):
     """A failed attempt: what was said, without secrets, and the SQLSTATEs the server sent, in order."""

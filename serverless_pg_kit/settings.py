@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection, Connection
@@ -27,7 +27,14 @@ LONGEST_NAME = 63
 """Bytes of an application name; the server cuts what is longer."""
 
 
-@dataclass(frozen=True, kw_only=True, repr=False, eq=False)  # written by hand below: made at import, it is dear
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+else:
+    # Python would write these methods anew at every import, and a cold start would wait for it.
+    dataclass = functools.partial(dataclasses.dataclass, init=False)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Settings:
     """All settings of an engine, checked when made. Times are seconds; 0 and ``None`` mean what they say.
 
@@ -144,9 +151,13 @@ class Settings:
 
     if not TYPE_CHECKING:
 
-        def __new__(cls, **names: object) -> Settings:
+        def __init__(self, **names: object) -> None:
             reject_unknown(names)
-            return object.__new__(cls)
+            for field in dataclasses.fields(self):
+                is_plain = field.default_factory is dataclasses.MISSING
+                default = field.default if is_plain else field.default_factory()
+                object.__setattr__(self, field.name, names.get(field.name, default))
+            self.__post_init__()
 
     def __post_init__(self) -> None:
         for name, (allowed, check) in CHECKS.items():

@@ -12,13 +12,11 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from psycopg.pq import abc as pq_abc
 
 from serverless_pg_kit.acquire_base import AcquiringBase
-from serverless_pg_kit.aio.ahead import Ahead
 from serverless_pg_kit.aio.line import Line
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import Bell, asked, completed, drive, elsewhere, pause
 from serverless_pg_kit.aio.watch import Watch
-from serverless_pg_kit.certificate import REFUSED, explained
-from serverless_pg_kit.connect import Address, Refusal, attempt, resolve
+from serverless_pg_kit.connect import CERTIFICATE_REFUSED, Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
 from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
@@ -26,7 +24,6 @@ from serverless_pg_kit.errors import ConnectRejected, ServerlessPgError, Setting
 from serverless_pg_kit.events import CredentialsRefreshed, Retrying, Reused, Waited
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.opening import Opening
-from serverless_pg_kit.provider import failure_of, read_answer
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
 from serverless_pg_kit.slots import Slot, Waiter
@@ -76,6 +73,8 @@ class Acquiring(AcquiringBase):
         if is_watched:
             slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
         if scope.transaction == "ahead" and not slot.conn.autocommit:
+            from serverless_pg_kit.aio.ahead import Ahead
+
             slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
@@ -165,6 +164,8 @@ class Acquiring(AcquiringBase):
     async def _ask(self, retry: Retry, credentials: Callable[[], object]) -> ConnParams:
         """Return what the `credentials` say. Raises `ConnectRejected` for an exception in them; its own text may hold a
         secret and is not shown."""
+        from serverless_pg_kit.provider import failure_of, read_answer
+
         started, seconds = self._clock.monotonic(), self._asking_seconds(retry)
         hidden = self._current.set(None)  # they would wait for the very connection that they are asked for
         try:
@@ -197,7 +198,7 @@ class Acquiring(AcquiringBase):
             result = await drive(attempt(address, deadline, self._tracing.next()))
             if not isinstance(result, Refusal):
                 return await self._adopt(result, retry)
-            if REFUSED in result.message:
+            if CERTIFICATE_REFUSED in result.message:
                 result = await self._explained(result, address, deadline)
             failures[address.host] = self._understand(result, retry)
             if not failures[address.host].kind.retryable:
@@ -206,6 +207,8 @@ class Acquiring(AcquiringBase):
 
     async def _explained(self, refusal: Refusal, address: Address, deadline: Deadline) -> Refusal:
         """Return the `refusal` of a certificate with its reason, if that can be found out."""
+        from serverless_pg_kit.certificate import explained  # needed by few, and a cold start would pay for it
+
         seconds = min(deadline.remaining(), EXPLAIN_SECONDS)
         message = await elsewhere(seconds, explained, refusal.message, address.params, os.environ, seconds)
         return refusal._replace(message=message or refusal.message)
