@@ -55,8 +55,11 @@ def sessions_of_clients(server: PostgresServer) -> int:
 def sleepers(make_engine: Any, server: PostgresServer, superuser: Any) -> Callable[[int], list[int]]:
     """Let engines of the fleet serve a request and sleep for longer than `min_idle_time`; return their pids.
 
-    Begins when no session of an earlier test is still on its way out: it would count.
+    Begins when no session of an earlier test is there or on its way out: it would count.
     """
+    superuser.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where datid is not null and pid <> pg_backend_pid()"
+    )
     assert eventually(lambda: sessions_of_clients(server) == 1)
 
     def make(count: int) -> list[int]:
