@@ -517,7 +517,7 @@ def test_no_orphan_of_a_process_that_ended(end: str) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_orphan_of_a_process_that_was_ended(how: signal.Signals) -> None:
     """However a process is interrupted, its server and their folder go with it, without its help if need be."""
-    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
     with run_python(heeds + STARTS_A_SERVER + "time.sleep(60)", stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         pid, folder = process.stdout.readline().split()
