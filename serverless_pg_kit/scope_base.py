@@ -10,6 +10,7 @@ from psycopg.pq import TransactionStatus
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.ending import SERVER_ERRORS
 from serverless_pg_kit.decisions.role import is_refused_write
 from serverless_pg_kit.session import has_prepared
 
@@ -132,7 +133,7 @@ class WorkBase:
         500 and more roll back, unless `rollback` says what the status means. 400 and more admit a failure: a
         transaction that has failed is then rolled back silently instead of raising `TransactionFailed`.
         """
-        rolls_back = status >= 500 if rollback is None else rollback
+        rolls_back = status in SERVER_ERRORS if rollback is None else rollback
         self._wants_commit = self._wants_commit and not rolls_back
         self._tells_failure = self._tells_failure or status >= 400
 

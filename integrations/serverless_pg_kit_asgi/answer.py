@@ -14,8 +14,6 @@ BODILESS = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 BODY = ("http.response.body", "http.response.zerocopysend", "http.response.pathsend")
 """Messages that carry the body, or a part of it."""
 
-SERVER_ERRORS = range(500, 600)
-
 
 class Answer:
     """Passes the messages of an answer on to `send`, and calls `end` before the one that completes its body.

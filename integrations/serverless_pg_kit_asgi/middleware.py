@@ -13,10 +13,11 @@ from serverless_pg_kit import AsyncEngine, Engine, SettingsError
 from serverless_pg_kit.aio.scope import Scope as AsyncScope
 from serverless_pg_kit.aws_lambda import context_budget
 from serverless_pg_kit.conninfo import Conninfo
-from serverless_pg_kit_asgi.answer import SERVER_ERRORS, Answer
+from serverless_pg_kit.decisions.ending import SERVER_ERRORS, check_statuses
+from serverless_pg_kit_asgi.answer import Answer
 from serverless_pg_kit_asgi.blocking import InThreads
 from serverless_pg_kit_asgi.lifespan import closing, refuse
-from serverless_pg_kit_asgi.options import check_deadline, check_statuses, chosen_engine
+from serverless_pg_kit_asgi.options import check_deadline, chosen_engine
 
 ASYNC_NAME, BLOCKING_NAME = "db", "sync_db"
 """Where a request is found in ``request.state``, unless the middleware was given another `name`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import Any
 
 from serverless_pg_kit import AsyncEngine, Engine, SettingsError, default_async_engine
@@ -24,9 +23,3 @@ def check_deadline(seconds: object) -> None:
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if seconds is not None and not (is_number and seconds > 0):  # type: ignore[operator]
         raise SettingsError(f"deadline={seconds!r} is not allowed: it has to be a number of seconds above 0, or None")
-
-
-def check_statuses(rollback_on: object) -> None:
-    """Raise ``TypeError`` for a `rollback_on` in which no status can be looked for."""
-    if not isinstance(rollback_on, Container) or isinstance(rollback_on, (str, bytes)):
-        raise TypeError(f"rollback_on={rollback_on!r} is not allowed: it has to be a container of statuses")

@@ -9,14 +9,13 @@ from flask import Flask, current_app
 from psycopg import Connection
 
 from serverless_pg_kit import CleanReport, Engine
+from serverless_pg_kit.decisions.ending import SERVER_ERRORS, check_statuses
 from serverless_pg_kit_flask import config
 from serverless_pg_kit_flask.attached import Attached
 from serverless_pg_kit_flask.commands import command_group
 from serverless_pg_kit_flask.deadline import Deadline
 from serverless_pg_kit_flask.places import Places
 from serverless_pg_kit_flask.work import Work
-
-SERVER_ERRORS = range(500, 600)
 
 
 class ServerlessPg:
@@ -44,8 +43,7 @@ class ServerlessPg:
     ) -> None:
         if name and not name.isidentifier():
             raise ValueError(f"name={name!r} is not allowed: it has to be an identifier, such as 'reports'")
-        if not isinstance(rollback_on, Container) or isinstance(rollback_on, str):
-            raise TypeError(f"rollback_on={rollback_on!r} is not allowed: it has to be a container of statuses")
+        check_statuses(rollback_on)
         self.name: str = name
         self._engine = engine
         self._deadline = deadline

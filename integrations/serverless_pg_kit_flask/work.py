@@ -59,9 +59,7 @@ class Work:
         """Take account of an answer with `status`: those in `rollback_on` roll back."""
         self.is_answered = True
         if self._scope is not None:
-            if status in rollback_on:
-                self._scope.fail()
-            self._scope.respond(min(status, 499))  # what rolls back is decided; here 400 and more admit a failure
+            self._scope.respond(status, rollback=status in rollback_on)
 
     def fail(self) -> None:
         """Let the present transaction end with a rollback."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 
 from serverless_pg_kit.base import EngineBase
+from serverless_pg_kit.decisions.ending import check_statuses
 from serverless_pg_kit.handlers import status_of
 from serverless_pg_kit.scope_base import WorkBase
-
-SERVER_ERRORS = range(500, 600)
-"""The statuses that roll back, unless ``rollback_on`` says otherwise."""
 
 AGENT_STATES = {"FAILURE": 500, "REPROMPT": 400}
 """What an agent's function answers in place of a status: it failed, or the agent has to ask in another way."""
@@ -19,8 +17,7 @@ def check_options(engine: object, kind: type[EngineBase], rollback_on: object, a
     """Raise ``TypeError`` for an `engine` that is not of `kind` (with `advice`), or a `rollback_on` of no statuses."""
     if engine is not None and not isinstance(engine, kind):
         raise TypeError(f"engine must be of the class {kind.__name__}, not {type(engine).__name__}: {advice}")
-    if not isinstance(rollback_on, Container) or isinstance(rollback_on, (str, bytes)):
-        raise TypeError(f"rollback_on must hold statuses, as range(400, 600) or {{409, 500}} do, not {rollback_on!r}")
+    check_statuses(rollback_on)
 
 
 def tell(scope: WorkBase, status: int, rollback_on: Container[int]) -> None:

@@ -13,8 +13,9 @@ from serverless_pg_kit import Engine, default_engine
 from serverless_pg_kit.aws_lambda import for_call
 from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.conninfo import Conninfo
+from serverless_pg_kit.decisions.ending import SERVER_ERRORS
 from serverless_pg_kit.handlers import Injection, is_async, plan_injection, refuse_unfinished
-from serverless_pg_kit_powertools.answers import SERVER_ERRORS, check_options, function_status, tell
+from serverless_pg_kit_powertools.answers import check_options, function_status, tell
 
 R = TypeVar("R")
 

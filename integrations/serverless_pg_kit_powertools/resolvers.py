@@ -11,7 +11,8 @@ from psycopg import IsolationLevel
 
 from serverless_pg_kit import Engine, default_async_engine, default_engine
 from serverless_pg_kit.conninfo import Conninfo
-from serverless_pg_kit_powertools.answers import SERVER_ERRORS, check_options, route_status, tell
+from serverless_pg_kit.decisions.ending import SERVER_ERRORS
+from serverless_pg_kit_powertools.answers import check_options, route_status, tell
 from serverless_pg_kit_powertools.chains import Options, answer_of, async_answer_of, handed_on, lent
 
 if TYPE_CHECKING:

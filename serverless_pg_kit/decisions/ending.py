@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import Enum
 from typing import NamedTuple
 
 from psycopg.pq import TransactionStatus
+
+SERVER_ERRORS = range(500, 1000)
+"""The statuses of answers that roll back, unless somebody says otherwise."""
+
+
+def check_statuses(rollback_on: object) -> None:
+    """Raise ``TypeError`` for a `rollback_on` in which no status can be looked for."""
+    if not isinstance(rollback_on, Container) or isinstance(rollback_on, (str, bytes)):
+        raise TypeError(
+            f"rollback_on={rollback_on!r} is not allowed: it has to be a container of statuses, as range(400, 600) or"
+            " {409, 500} are"
+        )
 
 
 class Ending(Enum):

@@ -296,8 +296,8 @@ async def answer_later(event: Any, context: Any) -> None:
         (lambda engine, use: use(engine=engine)(answer_later), "AsyncEngine"),
         (lambda engine, use: use(engine), "by name"),
         (lambda engine, use: use(engine="postgres://"), "class Engine, not str"),
-        (lambda engine, use: use(engine=engine, rollback_on=500), "must hold statuses"),
-        (lambda engine, use: use(engine=engine, rollback_on="500"), "must hold statuses"),
+        (lambda engine, use: use(engine=engine, rollback_on=500), "container of statuses"),
+        (lambda engine, use: use(engine=engine, rollback_on="500"), "container of statuses"),
     ],
 )
 def test_misuse_is_told(engine: Engine, decorate: Any, error: str) -> None:

@@ -481,7 +481,7 @@ def test_async_form(
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"engine": "postgres://"}, "class Engine, not str"), ({"rollback_on": 500}, "must hold statuses")],
+    [({"engine": "postgres://"}, "class Engine, not str"), ({"rollback_on": 500}, "container of statuses")],
 )
 def test_misuse_is_told(options: Any, error: str) -> None:
     """What cannot work is refused when the middleware is made."""
