@@ -350,3 +350,15 @@ def test_secret_goes_nowhere_else(engines: Any, server: PostgresServer, base: st
     engine = engines(conninfo=server.dsn, credentials=lambda: {"user": "rotating"})
     with pytest.raises(CredentialsRejected, match="no password supplied"):
         engine.connect()
+
+
+def test_credentials_cannot_turn_encryption_off(make_engine: Any, base: str, vault: Vault) -> None:
+    """Where `conninfo` requires TLS, an answer with a laxer `sslmode` sends no password in plain text."""
+    vault.answer["sslmode"] = "disable"
+    plain = make_engine(conninfo=f"{base} sslmode=disable", credentials=vault)
+    assert who(plain)[0] == "rotating"
+
+    engine = make_engine(conninfo=f"{base} sslmode=require", credentials=vault)
+    with pytest.raises(ConnectRejected, match="does not support SSL"), engine.request():
+        pass
+    assert engine.stats.connects == 0
