@@ -49,7 +49,8 @@ class Answers(list[PGresult]):
         ]
 
 
-SUCCESSES = frozenset(map(int, (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY)))
+TUPLES_OK = int(ExecStatus.TUPLES_OK)
+"""The last of the successes (after EMPTY_QUERY and COMMAND_OK), in libpq's order."""
 
 
 def advance(pgconn: PGconn, answers: Answers) -> bool:
@@ -58,12 +59,13 @@ def advance(pgconn: PGconn, answers: Answers) -> bool:
     SQL errors are results, not exceptions; the first is remembered. Raises ``OperationalError`` for a COPY, which
     nobody here would end.
     """
-    while not pgconn.is_busy():
-        result = pgconn.get_result()
+    is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, answers.append
+    while not is_busy():
+        result = get_result()
         if result is None:
             return True
-        answers.append(result)
-        if result.status not in SUCCESSES:
+        add(result)
+        if result.status > TUPLES_OK:
             note_failure(result, answers)
     return False
 
