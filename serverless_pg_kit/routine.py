@@ -54,11 +54,11 @@ def timed_opening(slot: Slot, routine: Routine, remaining: float) -> bytes:
 
     If that is about as many as the time before, the close exchange is to prepare these time-outs.
     """
-    timeout = rounded_timeout(int(remaining * 1000))
+    timeout, before = rounded_timeout(int(remaining * 1000)), slot.latest_timeout
+    slot.latest_timeout = timeout
     if timeout == slot.prepared_timeout:
         return routine.prepared_opening
-    slot.wanted_timeout = timeout if timeout == slot.latest_timeout else None
-    slot.latest_timeout = timeout
+    slot.wanted_timeout = timeout if timeout == before and slot.prepared is not None else None
     return routine.timed(remaining)
 
 
