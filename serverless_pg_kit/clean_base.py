@@ -30,6 +30,7 @@ from serverless_pg_kit.session import AnyConnection
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.watch import Watch
 
+OVER = "the engine was closed, or a connection as old as this one found dead"
 INTRANS = int(TransactionStatus.INTRANS)
 
 CLOSE_SECONDS = 1.0
@@ -245,7 +246,7 @@ class CleaningBase(EngineBase):
         begun = slot.begun  # read while it is ours
         is_kept = self._slots.give_back(slot if keep else None)
         if keep and not is_kept:
-            self._drop(slot, "the engine was closed, or a connection as old as this one found dead")
+            self._drop(slot, OVER)
         if self._announce.is_heard:
             self._announce(Released(slot.pid, self._clock.monotonic() - begun, is_kept))
 

@@ -17,8 +17,15 @@ class ExchangeTimeout(OperationalError):
 class Answers(list[PGresult]):
     """The results that arrived so far. They outlive the generator, which an error or a cancellation may end."""
 
-    conn: AnyConnection | None = None
-    failed: PGresult | None = None
+    __slots__ = ("conn", "failed")
+
+    conn: AnyConnection | None
+    failed: PGresult | None
+
+    def __getattr__(self, name: str) -> None:
+        """Nothing was sent yet: there is no connection, and no failure."""
+        if name not in self.__slots__:
+            raise AttributeError(name)
 
     @property
     def error(self) -> errors.Error | None:

@@ -17,7 +17,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from serverless_pg_kit import processes
 from serverless_pg_kit.base import THAW_SECONDS
 from serverless_pg_kit.clean import INTERRUPTED, NOTHING_DUE, Cleaning
-from serverless_pg_kit.clean_base import CLOSE_SECONDS
+from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER
 from serverless_pg_kit.commit import has_committed
 from serverless_pg_kit.decisions.classify import Failure
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
@@ -118,8 +118,8 @@ class Warm(Cleaning):
             scope.report = UNTOUCHED if slot is None else INTERRUPTED
         if slot is None:
             return UNTOUCHED
-        clock, line, routine, history = self._clock, slot.line, slot.routine, slot.history
-        conn = slot.conn
+        clock, conn, line, routine, history = self._clock, slot.conn, slot.line, slot.routine, slot.history
+        wall = clock.wall()
         if (
             routine is None
             or slot.wanted_timeout is not None
@@ -132,7 +132,7 @@ class Warm(Cleaning):
             or conn.lock.locked()
             or slot.ahead is not None
             or line.poll(0)
-            or clock.wall() >= history.census_at
+            or wall >= history.census_at
             or (routine.lease is not None and routine.lease is not history.calm)
             or self._announce.is_heard
             or scope._process != processes.generation
@@ -160,7 +160,10 @@ class Warm(Cleaning):
             scope.report = report
             if report is NOTHING_DUE and answers.failed is None:
                 scope.committed = True
-                self._release(slot, keep=True)
+                slot.idle_since = history.released_at = wall
+                slot.best_before = slot.expires if slot.lease is None else min(slot.expires, wall + slot.lease)
+                if not self._slots.give_back(slot):
+                    self._drop(slot, OVER)
             else:
                 scope.committed = has_committed(answers)
                 self._part_from(slot, report)

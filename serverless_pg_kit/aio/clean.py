@@ -11,7 +11,7 @@ from serverless_pg_kit import processes
 from serverless_pg_kit.aio.acquire import Acquiring
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import FAILURES
-from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
+from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER, CleaningBase
 from serverless_pg_kit.closing import Closing
 from serverless_pg_kit.commit import has_committed, outcome_of
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport, report_room
@@ -83,7 +83,7 @@ class Cleaning(Acquiring, CleaningBase):
         if ending is not Ending.COMMIT and self._is_misled(slot, scope):
             return CleanReport("closed", "it leads to a server that takes no writes")
         if slot.generation != self._slots.generation:
-            return CleanReport("closed", "the engine was closed, or a connection as old as this one found dead")
+            return CleanReport("closed", OVER)
         slot.lent += 1
         if routine is not None:
             return NOTHING_DUE

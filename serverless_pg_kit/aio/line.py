@@ -80,7 +80,7 @@ class Line(LineBase):
     async def run_locked(self, message: bytes, answers: Answers, until: float, now: Callable[[], float]) -> None:
         """Do what `run` does, until `until` by the clock `now`, for a caller who holds the connection's lock."""
         pgconn, deadline = self.conn.pgconn, Deadline(until, now)
-        answers.conn = self.conn
+        answers.conn, answers.failed = self.conn, None
         pgconn.send_query(message)
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
             await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
