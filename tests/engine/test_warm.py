@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from proxy import Cut, Proxy, Side
 from psycopg.conninfo import make_conninfo
-from support import check_replaced_soon, entries, eventually
+from support import check_replaced_soon, entries, eventually, in_child
 
 from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
 from serverless_pg_kit.closing import PREPARE_AFTER
@@ -249,3 +249,57 @@ def test_counts_are_those_of_any_request(make_engine: Any) -> None:
     after = engine.stats
     assert (after.reuses - before.reuses, after.commits - before.commits) == (3, 3)
     assert (after.in_use, after.open) == (0, 1)
+
+
+def test_transaction_as_asked(make_engine: Any) -> None:
+    """A request that wants another transaction than the usual one gets it, and the next one the usual one."""
+    engine = make_engine()
+    settled(engine, None)
+    query = "select current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    usual = ("read committed", "off")
+    for names, expected in (
+        ({"isolation_level": psycopg.IsolationLevel.SERIALIZABLE}, ("serializable", "off")),
+        ({}, usual),
+        ({"read_only": True}, ("read committed", "on")),
+        ({}, usual),
+    ):
+        with engine.request(**names) as conn:
+            assert conn.execute(query).fetchone() == expected
+    assert engine.stats.connects == 1
+
+
+def test_other_server_gets_another_connection(make_engine: Any) -> None:
+    """A request that names another database is not served on the warm connection to this one."""
+    engine = make_engine(max_size=2)
+    settled(engine, None)
+    with engine.request(conninfo="dbname=postgres") as conn:
+        assert conn.execute("select current_database()").fetchone() == ("postgres",)
+    for _ in range(2):
+        with engine.request() as conn:
+            assert conn.execute("select current_database()").fetchone() == ("app",)
+
+
+def test_forked_child_opens_its_own(make_engine: Any) -> None:
+    """The warm connection stays the parent's, who goes on with it."""
+    engine = make_engine()
+    pid = settled(engine, None).pid
+
+    def request() -> None:
+        with engine.request() as conn:
+            assert conn.info.backend_pid != pid
+
+    in_child(request)
+    with engine.request() as conn:
+        assert conn.execute("select pg_backend_pid()").fetchone() == (pid,)
+
+
+def test_short_deadline_leaves_time_to_replace_a_silent_line(
+    make_engine: Any, proxy: Proxy, server: PostgresServer
+) -> None:
+    """Half of what there is belongs to the old connection, the rest to a new one."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn))
+    settled(engine, None)
+    proxy.hush()
+    with engine.request(deadline=1.6) as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+    assert (engine.stats.losses, engine.stats.connects) == (1, 2)
