@@ -18,8 +18,8 @@ UNKNOWN_DELAY = 1.0
 """Seconds between attempts after a failure nobody understands: it may be a login that fails for good, and a tighter
 loop could lock an account."""
 
-QUICK_CONNECT = 0.1
-"""Seconds that a connect may take without telling of a queue: the server may be far away."""
+QUICK_CONNECT = 0.25
+"""Seconds that a connect may take without telling of a line: the server may be far away, or busy for a moment."""
 
 PACE = 3.0
 """How many times as long as its latest connect took a container stays away after giving its connection up for others:

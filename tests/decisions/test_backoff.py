@@ -96,13 +96,13 @@ def test_limit_of_a_single_rule_holds() -> None:
 
 def test_who_stood_in_line_stays_away_for_three_times_as_long() -> None:
     """Give or take half, and not counted what a connect takes without a line."""
-    pauses = [first_delay(0.3, 1.0, remaining=10.0, dice=dice) for dice in (0.0, 0.5, 1.0)]
+    pauses = [first_delay(0.45, 1.0, remaining=10.0, dice=dice) for dice in (0.0, 0.5, 1.0)]
     assert pauses == pytest.approx([0.3, 0.6, 0.9])
 
 
 @pytest.mark.parametrize(
     ("connect_seconds", "connected_ago", "remaining"),
-    [(0.1, 1.0, 10.0), (1.0, PACE_MEMORY, 10.0), (1.0, -1.0, 10.0), (1.0, 1.0, 0.0), (1.0, 1.0, -1.0)],
+    [(0.25, 1.0, 10.0), (1.0, PACE_MEMORY, 10.0), (1.0, -1.0, 10.0), (1.0, 1.0, 0.0), (1.0, 1.0, -1.0)],
 )
 def test_nobody_stays_away_for_nothing(connect_seconds: float, connected_ago: float, remaining: float) -> None:
     """After a quick connect, one of long ago, or without time there is no pause."""

@@ -288,7 +288,7 @@ def test_who_gave_up_what_was_hard_to_come_by_lets_others_pass(make_engine: Any)
     events: list[Event] = []
     engine = make_engine(max_connections=1, on_event=events.append)
     assert serve(engine).decision == "yielded"
-    engine._history._latest_connect = 0.2
+    engine._history._latest_connect = 0.35
     serve(engine)
     [pause] = [event for event in events if isinstance(event, Paused)]
     assert 0.15 <= pause.seconds <= 0.45
