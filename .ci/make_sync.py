@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "serverless_pg_kit"
-MODULES = ("scope", "ahead", "watch", "acquire", "clean", "engine")
+MODULES = ("scope", "ahead", "watch", "acquire", "clean", "warm", "engine")
 ASYNC_ONLY = "# async only"
 HEADER = "# Written by .ci/make_sync.py from aio/{name}.py: edit that, and run it.\n"
 

@@ -4,7 +4,8 @@
 
 Client and backend share one core, so that elapsed time is the CPU time of both and no wake-up across cores blurs it
 (where the system does not let us pin the backend, that is said). The contestants take turns; the figures are medians
-of the turns. Compare ratios and differences within one run; the microseconds are this machine's.
+of the turns. Now and then all of them begin anew with other connections: where a backend's memory happens to lie is
+worth several microseconds. Compare ratios and differences within one run; the microseconds are this machine's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +23,9 @@ import psycopg
 from serverless_pg_kit import Engine
 from serverless_pg_kit.testing import PostgresServer
 
-TURNS = 30
-REQUESTS = 200
+LAYOUTS = 5
+TURNS = 10  # in each of them
+REQUESTS = 150
 
 
 @contextmanager
@@ -80,14 +83,17 @@ def turn(serve: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure all contestants in turns and print the table."""
-    with PostgresServer() as server, contestants(server.dsn) as serving:
-        for serve in serving.values():
-            turn(serve)
-        print(f"{pin(server.dsn)}; medians of {TURNS} turns of {REQUESTS} requests")
-        taken: dict[str, list[float]] = {name: [] for name in serving}
-        for _ in range(TURNS):
-            for name, serve in serving.items():
-                taken[name].append(turn(serve))
+    taken: dict[str, list[float]] = defaultdict(list)
+    with PostgresServer() as server:
+        for _ in range(LAYOUTS):
+            with contestants(server.dsn) as serving:
+                for serve in serving.values():
+                    turn(serve)
+                pinned = pin(server.dsn)
+                for _ in range(TURNS):
+                    for name, serve in serving.items():
+                        taken[name].append(turn(serve))
+    print(f"{pinned}; medians of {LAYOUTS} times {TURNS} turns of {REQUESTS} requests")
     medians = {name: statistics.median(values) for name, values in taken.items()}
     base = medians["psycopg by hand"]
     print(f"{'':22}{'us/request':>12}{'over psycopg':>14}{'ratio':>8}")

@@ -254,7 +254,7 @@ class AcquiringBase(EngineBase):
         routine = slot.routine
         if routine is None or scope.isolation_level is not None or scope.read_only is not None or not scope.transaction:
             return None
-        return routine.open(scope.deadline.at - scope.deadline.now())
+        return routine.open(scope.until - self._clock.monotonic())
 
     def _opening(self, slot: Slot, scope: WorkBase) -> Opening:
         conn, settings, mode = slot.conn, self.settings, slot.mode
@@ -266,7 +266,7 @@ class AcquiringBase(EngineBase):
             slot,
             settings.statements,
             mode if begins else None,
-            scope.deadline.at - scope.deadline.now(),
+            scope.until - self._clock.monotonic(),
             reset=settings.reset,
             ping=not begins and slot.lent > 0 and self._idle_seconds(slot) >= settings.check_after,
             session=settings.session if slot.direct is None else {},

@@ -11,7 +11,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from serverless_pg_kit.events import Event, Listener, Reaped
+from serverless_pg_kit.events import Committed, Event, Listener, Reaped, Reused
 
 if TYPE_CHECKING:
     from serverless_pg_kit.stats import Stats
@@ -20,6 +20,11 @@ logger: logging.Logger = logging.getLogger("serverless_pg_kit")
 
 SLOW = 0.1
 """Seconds above which a listener is reported, once: its request waits for it."""
+
+LOOK_SECONDS = 1.0
+"""Seconds after which a change of the log's level is noticed by those who are in a hurry."""
+
+NEVER = float("-inf")
 
 KINDS = Event.__subclasses__()
 COUNTERS = frozenset(kind.counter for kind in KINDS if kind.counter)
@@ -43,6 +48,8 @@ class Announcer:
         self._fleet = fleet
         self._telling: ContextVar[bool] = ContextVar("serverless_pg_kit.telling", default=False)
         self._slow: set[int] = set()
+        self.is_heard: bool = False
+        self.quiet_until: float = NEVER
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -52,12 +59,15 @@ class Announcer:
         # A step of an iterator is one operation to the interpreter: it needs no lock, which would cost four times as
         # much. Reading takes a step, too.
         self._steps = {name: itertools.count() for name in COUNTERS}
+        self.count_reuse = self._steps[Reused.counter].__next__
+        self.count_commit = self._steps[Committed.counter].__next__
         self._readings = 0
         self._sums: dict[str, Any] = {"killed": 0, **dict.fromkeys(TOTALS, 0.0)}
 
     def add_listener(self, listener: Listener) -> None:
         """Give all further events to `listener`, too."""
         self._listeners = (*self._listeners, listener)
+        self.is_heard, self.quiet_until = True, NEVER
 
     def __call__(self, event: Event) -> None:
         """Count, log and announce `event`. Raises only what is meant to end more than a listener, such as
@@ -76,10 +86,18 @@ class Announcer:
             self._current.reset(hidden)
             self._telling.reset(telling)
 
+    def look_around(self, wall: float) -> None:
+        """Find out whether anybody hears of what comes with every request: a listener, or a log at level DEBUG.
+
+        `wall` is the time of day. If nobody does, that is taken for granted until `quiet_until`.
+        """
+        self.is_heard = bool(self._listeners) or logger.isEnabledFor(logging.DEBUG)
+        self.quiet_until = NEVER if self.is_heard else wall + LOOK_SECONDS
+
     def often(self, kind: type[Event], make: Callable[..., Event], *values: Any) -> None:
         """Announce an event that comes with every request, `make(*values)`: it is counted always, but made only if
-        somebody hears it."""
-        if self._listeners or logger.isEnabledFor(kind.level):
+        somebody hears it, as far as is known since the last `look_around`."""
+        if self.is_heard:
             self(make(*values))
         elif kind.counter:
             next(self._steps[kind.counter])

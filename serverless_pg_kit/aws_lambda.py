@@ -179,6 +179,8 @@ def with_budget(options: Mapping[str, Any], arguments: tuple[Any, ...], engine: 
 def context_budget(arguments: tuple[Any, ...], engine: EngineBase) -> float | None:
     """Return the seconds a request may take by the Lambda context among `arguments`; ``None`` if that is unknown."""
     for argument in arguments:
+        if type(argument) is dict:  # the event
+            continue
         remaining: Any = getattr(argument, REMAINING_TIME, None)
         if remaining is None:  # the context of a durable function holds Lambda's
             remaining = getattr(getattr(argument, "lambda_context", None), REMAINING_TIME, None)

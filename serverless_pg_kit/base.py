@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections import deque
@@ -20,7 +21,7 @@ from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit.crowd import Crowd
 from serverless_pg_kit.decisions.backoff import Backoff
 from serverless_pg_kit.decisions.census import Census, read_census
-from serverless_pg_kit.decisions.deadline import Deadline, deadline_after
+from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
 from serverless_pg_kit.decisions.size import is_oversized, known_processes
 from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import (
@@ -39,7 +40,7 @@ from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.history import NEVER, History
 from serverless_pg_kit.line import LineBase
 from serverless_pg_kit.scope_base import WorkBase
-from serverless_pg_kit.session import AnyConnection
+from serverless_pg_kit.session import AnyConnection, has_prepared
 from serverless_pg_kit.settings import LISTENER, Settings, is_listener
 from serverless_pg_kit.slots import OUTDATED, Slot, Slots
 from serverless_pg_kit.sqlstate import TraceRation
@@ -85,6 +86,8 @@ class EngineBase:
         self._open_slots: Crowd[Slot] = Crowd()
         self._tracing = TraceRation(always=any(rule.codes for rule in self.settings.connect_rules))
         self._backoff = Backoff(self.settings.backoff_base, self.settings.backoff_cap, self.settings.max_retries)
+        self._patience: float = open_seconds(is_fresh=False, remaining=self.settings.max_wait)
+        self._ample: float = 2 * self._patience
         self._told: set[str] = set()
         self._forgotten: deque[Slot] = deque()  # of requests that were collected before they ended
         self._start()
@@ -107,7 +110,6 @@ class EngineBase:
         self._drift = self._clock.wall() - self._clock.monotonic()
         self._identity: bytes | None = None  # who the credentials said we are, the last time
         self._invalidated_at = NEVER
-        self._no_deadline = deadline_after(None, self._clock.monotonic)
 
     @property
     def _history(self) -> History:
@@ -171,8 +173,11 @@ class EngineBase:
         """Return whom a request with `conninfo` is for, ``None`` for the settings' own. Raises `SettingsError`."""
         return self._targets.tenant(conninfo, self.settings.parameters)
 
+    def _until(self, seconds: float | None) -> float:
+        return math.inf if seconds is None else self._clock.monotonic() + seconds
+
     def _deadline(self, seconds: float | None) -> Deadline:
-        return self._no_deadline if seconds is None else deadline_after(seconds, self._clock.monotonic)
+        return Deadline(self._until(seconds), self._clock.monotonic)
 
     def _begin_work(self, scope: WorkBase, monotonic: float, wall: float) -> Target:
         """Look at what happened since the last request: a fork, a thaw, requests that nobody ended. Both are clocks.
@@ -187,6 +192,7 @@ class EngineBase:
         frozen, self._drift = drift - self._drift, drift
         target = self._own if scope._tenant is None else scope._tenant.target
         target.history.note_request(wall)
+        self._announce.look_around(wall)
         if frozen > THAW_SECONDS:
             self._announce(Thawed(frozen))
         return target
@@ -248,14 +254,17 @@ class EngineBase:
 
     def _lacks_prepared(self, slot: Slot, answers: Answers) -> bool:
         """Tell whether a message failed because the kit's prepared statements are gone: the user discarded them."""
-        error = answers.error if slot.prepared else None
+        error = None if slot.prepared is None else answers.error
         if error is None or error.sqlstate != UNKNOWN_STATEMENT:
             return False
         self._forget_prepared(slot)
+        # Otherwise it was the user, who may have discarded some of them: the names of others would be taken.
+        slot.may_prepare = not has_prepared(slot.conn)
         return True
 
     def _forget_prepared(self, slot: Slot) -> None:
-        slot.prepared, slot.lent, slot.routine = False, 0, None
+        slot.prepared, slot.lent, slot.routine = None, 0, None
+        slot.prepared_timeout = slot.wanted_timeout = slot.latest_timeout = None
 
     def _lose(self, slot: Slot, seen: str) -> None:
         """Drop a connection that turned out dead."""

@@ -10,7 +10,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.acquire import Acquiring
-from serverless_pg_kit.clean_base import CLOSE_SECONDS, CleaningBase
+from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER, CleaningBase
 from serverless_pg_kit.closing import Closing
 from serverless_pg_kit.commit import has_committed, outcome_of
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport, report_room
@@ -38,7 +38,11 @@ class Cleaning(Acquiring, CleaningBase):
             return scope.report
         with scope._lock:
             slot, scope._slot = scope._slot, None
-            scope.report = UNTOUCHED if slot is None else INTERRUPTED
+        return self._end_slot(slot, scope)
+
+    def _end_slot(self, slot: Slot | None, scope: Work) -> CleanReport:
+        """End `scope`, which had `slot` until now."""
+        scope.report = UNTOUCHED if slot is None else INTERRUPTED
         if slot is not None and scope._process != processes.generation:
             self._slots.abandon(slot)
         elif slot is not None:
@@ -52,20 +56,16 @@ class Cleaning(Acquiring, CleaningBase):
         answers, report, ending = Answers(), INTERRUPTED, Ending.DISCARD
         started = self._clock.monotonic()
         try:
-            if slot.watch is not None:
+            if slot.is_watched:
                 self._end_watch(slot, slot.watch)
             ending = self._ending(slot, scope)
             if ending is not Ending.COMMIT:
                 self._announce_rollback(slot, scope, ending)
-            deadline = Deadline(max(scope.deadline.at, started + CLOSE_SECONDS), scope.deadline.now)
+            deadline = Deadline(max(scope.until, started + CLOSE_SECONDS), self._clock.monotonic)
             report = self._home(slot, scope, ending, deadline, answers)
         finally:
             scope.committed = ending is Ending.COMMIT and has_committed(answers)
-            try:
-                if report.decision != "kept":
-                    self._drop(slot, report.reason)
-            finally:
-                self._release(slot, keep=report.decision == "kept")
+            self._part_from(slot, report)
         if scope.committed:
             self._announce.often(Committed, self._committed, slot.pid, started)
             return report, None
@@ -78,14 +78,13 @@ class Cleaning(Acquiring, CleaningBase):
         try:
             self._finish(slot, ending, waking, deadline, answers, routine)
         except FAILURES as error:
-            self._close_failed(ending, answers, error)
-            return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
+            return self._not_home(ending, answers, error)
         if slot.conn.pgconn.status == ConnStatus.BAD:
             return CleanReport("closed", "it was lost, closed by the request, or busy when that ended")
         if ending is not Ending.COMMIT and self._is_misled(slot, scope):
             return CleanReport("closed", "it leads to a server that takes no writes")
         if slot.generation != self._slots.generation:
-            return CleanReport("closed", "the engine was closed, or a connection as old as this one found dead")
+            return CleanReport("closed", OVER)
         slot.lent += 1
         if routine is not None:
             return NOTHING_DUE
@@ -129,13 +128,19 @@ class Cleaning(Acquiring, CleaningBase):
             closing = routine.closing if is_open else routine.idle_closing
         if closing.message:
             slot.line.run(closing.message, deadline, answers)
-        if answers.failed is not None:
-            closing, answers = self._mend(slot, ending, lease, closing, deadline, answers)
-        if answers.failed is not None or closing.census or closing.prepares:
-            self._read_close(slot, closing, answers)
+        self._take_in(slot, ending, lease, closing, deadline, answers)
         slot.baseline.restore(slot.conn)
         if slot.configures_session and self.settings.reset and slot.direct:
             self._reconfigure(slot)
+
+    def _take_in(
+        self, slot: Slot, ending: Ending, lease: Lease | None, closing: Closing, deadline: Deadline, answers: Answers
+    ) -> None:
+        """Take in the `answers` to a close exchange; mend what failed in it. Raises what rules the connection out."""
+        if answers.failed is not None:
+            closing, answers = self._mend(slot, ending, lease, closing, deadline, answers)
+        if answers.failed is not None or closing.tells:
+            self._read_close(slot, closing, answers)
 
     def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
         """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""

@@ -8,7 +8,7 @@ from psycopg.pq import TransactionStatus
 from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.closing import Closing, plan_close
 from serverless_pg_kit.commit import ending_problem
-from serverless_pg_kit.decisions.cleaning import Reap, Strategy, plan_reap
+from serverless_pg_kit.decisions.cleaning import CleanReport, Reap, Strategy, plan_reap
 from serverless_pg_kit.decisions.ending import Ending, choose_ending, rollback_reason
 from serverless_pg_kit.decisions.lease import Lease
 from serverless_pg_kit.decisions.role import is_misled
@@ -30,6 +30,7 @@ from serverless_pg_kit.session import AnyConnection
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.watch import Watch
 
+OVER = "the engine was closed, or a connection as old as this one found dead"
 INTRANS = int(TransactionStatus.INTRANS)
 
 CLOSE_SECONDS = 1.0
@@ -89,14 +90,14 @@ class CleaningBase(EngineBase):
     def _usual_routine(self, slot: Slot) -> Routine | None:
         """Return the routine of `slot`, if it says all that is to be said at the end of this request."""
         routine, history = slot.routine, slot.history
-        if routine is None or slot.census is not None or slot.wants_census or slot.elected is not None:
+        if routine is None or slot.wanted_timeout is not None or self._clock.wall() >= history.census_at:
             return None
-        holds = routine.lease is None or routine.lease is history.calm
-        return routine if holds and self._clock.wall() < history.census_at else None
+        return routine if routine.lease is None or routine.lease is history.calm else None
 
     def _next_routine(self, slot: Slot, lease: Lease | None) -> Routine | None:
         """Return the routine of `slot` from now on: there is one while there is room."""
-        if not self.settings.reset or not (lease is None or lease is slot.history.calm):
+        is_usual = lease is None or lease is slot.history.calm
+        if not (self.settings.reset and is_usual) or slot.elected is not None:
             return None
         if slot.routine is not None and slot.routine.lease is lease:
             return slot.routine
@@ -150,7 +151,9 @@ class CleaningBase(EngineBase):
         error = answers.error
         if error is not None and not (closing.census and answers.commits == closing.commits):
             raise error
-        slot.prepared = slot.prepared or closing.prepares
+        slot.prepared = closing.prepares if slot.prepared is None else slot.prepared
+        if closing.timeout is not None:
+            slot.prepared_timeout, slot.wanted_timeout = closing.timeout, None
         if error is not None:
             self._census_failed(slot, error)
         elif closing.census:
@@ -160,6 +163,11 @@ class CleaningBase(EngineBase):
         """Announce that the end of a request failed, unless the caller hears of it anyway."""
         if ending_problem(ending, answers) is None:
             self._maintenance_failed("close", error)
+
+    def _not_home(self, ending: Ending, answers: Answers, error: BaseException) -> CleanReport:
+        """Return what is to become of a connection whose request could not be ended in good order."""
+        self._close_failed(ending, answers, error)
+        return CleanReport("closed", f"it could not be brought back to order: {type(error).__name__}")
 
     def _reap_order(self, slot: Slot) -> Reap | None:
         """Return whom to end, by the census of this request; a fleet that elects its cleaner is asked once an interval.
@@ -205,7 +213,7 @@ class CleaningBase(EngineBase):
         killed = tuple(int(pid or 0) for pid, ended, _, _ in answers.rows if ended == "t")
         if interval and answers.rows and answers.rows[0][3] == "t":
             term = interval if killed else 0.0  # whoever found nobody need not keep others from looking
-            slot.elected = int(answers.rows[0][2] or 0), self._clock.wall() + term
+            slot.elected, slot.routine = (int(answers.rows[0][2] or 0), self._clock.wall() + term), None
         if killed:
             self._announce(Reaped(killed, self._clock.monotonic() - started))
         return killed
@@ -221,6 +229,14 @@ class CleaningBase(EngineBase):
         if lease.seconds > 0:
             self._announce.often(Leased, Leased, slot.pid, lease.seconds, lease.reason)
 
+    def _part_from(self, slot: Slot, report: CleanReport) -> None:
+        """Do with the connection what the `report` says: keep it or close it. Its place is free in either case."""
+        try:
+            if report.decision != "kept":
+                self._drop(slot, report.reason)
+        finally:
+            self._release(slot, keep=report.decision == "kept")
+
     def _release(self, slot: Slot, *, keep: bool) -> None:
         """Give the place of `slot` to whoever is next in line; it goes to sleep if it is to be kept."""
         now = self._clock.wall()
@@ -230,16 +246,18 @@ class CleaningBase(EngineBase):
         begun = slot.begun  # read while it is ours
         is_kept = self._slots.give_back(slot if keep else None)
         if keep and not is_kept:
-            self._drop(slot, "the engine was closed, or a connection as old as this one found dead")
-        self._announce.often(Released, self._released, slot.pid, begun, is_kept)
-
-    def _released(self, pid: int, begun: float, is_kept: bool) -> Released:
-        return Released(pid, self._clock.monotonic() - begun, is_kept)
+            self._drop(slot, OVER)
+        if self._announce.is_heard:
+            self._announce(Released(slot.pid, self._clock.monotonic() - begun, is_kept))
 
     def _end_watch(self, slot: Slot, watch: Watch) -> None:
-        watch.end()
-        slot.refused_write = watch.refused_write
-        slot.watch, limit = None, self.settings.hold_warning
+        slot.is_watched = slot.refused_write = False
+        if watch.end():
+            self._take_note(slot, watch)
+
+    def _take_note(self, slot: Slot, watch: Watch) -> None:
+        """Take note of what `watch` has noted."""
+        slot.refused_write, limit = watch.refused_write, self.settings.hold_warning
         if watch.cancelled:
             self._announce(Cancelled(slot.pid))
         if limit is not None and watch.longest_pause > limit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from serverless_pg_kit.decisions.deadline import milliseconds
+from serverless_pg_kit.decisions.deadline import milliseconds, wanted_timeouts
 from serverless_pg_kit.opening import NOTHING, standing_settings
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.statements import Statements
@@ -16,12 +16,22 @@ PREPARE_AFTER = 5
 
 
 class Closing(NamedTuple):
-    """A close exchange: its message (empty: nothing to send), how many commits it makes, and what it ends with."""
+    """A close exchange: its message (empty: nothing to send), how many commits it makes, and what it ends with.
+
+    `prepares` are the settings of the release that it prepares, ``None`` if it prepares nothing; `timeout` is the
+    time-out in milliseconds that it prepares an open for.
+    """
 
     message: bytes
     commits: int = 0
     census: bool = False
-    prepares: bool = False
+    prepares: Mapping[str, int] | None = None
+    timeout: int | None = None
+
+    @property
+    def tells(self) -> bool:
+        """Whether there is something to take note of when it was done."""
+        return self.census or self.prepares is not None or self.timeout is not None
 
 
 def plan_close(
@@ -43,7 +53,7 @@ def plan_close(
     """
     extras = [
         *([statements.session(session, slot.pid)] if reset and slot.direct and session else []),
-        *([statements.prepare(slot.pid)] if reset and slot.direct and wants_prepare(slot) else []),
+        *preparations(slot, statements, lease, reset=reset),
         *keep_election(slot, statements, now, reset=reset),
     ]
     return write_close(slot, statements, extras, commit=commit, reset=reset, lease=lease, census=census)
@@ -68,19 +78,38 @@ def write_close(
     if census:  # what follows COMMIT is one transaction unless bracketed: an error in the census would undo the reset
         tail = ["BEGIN", *tail, "COMMIT", census]
     message = "; ".join(part for part in (*ending, *tail) if part)
-    return Closing(message.encode(), commit + bool(census), bool(census), reset and wants_prepare(slot))
+    prepares = lease_setting(lease) if reset and wants_prepare(slot) else None
+    return Closing(message.encode(), commit + bool(census), bool(census), prepares, slot.wanted_timeout)
 
 
 def way_back(slot: Slot, statements: Statements, lease: float | None, *, reset: bool) -> str:
     """Return what undoes the request in the session, all of it or, without `reset`, what the open did; may be empty."""
     is_autocommit = slot.is_autocommit
-    settings = {} if lease is None else {"idle_session_timeout": milliseconds(lease)}
+    settings = lease_setting(lease)
     if reset:
         settings |= standing_settings(slot) if is_autocommit else {}
         return statements.reset(slot.pid, settings, keep_guard=is_autocommit, prepared=slot.prepared)
     if lease == slot.lease and "idle_session_timeout" not in slot.changed:
         settings = {}  # it still holds
     return statements.undo_open(slot.pid, slot.changed, settings, keep_guard=is_autocommit)
+
+
+def lease_setting(lease: float | None) -> dict[str, int]:
+    """Return the setting that is a lease of so many seconds, none for ``None``."""
+    return {} if lease is None else {"idle_session_timeout": milliseconds(lease)}
+
+
+def preparations(slot: Slot, statements: Statements, lease: float | None, *, reset: bool) -> list[str]:
+    """Return what prepares the kit's own statements, if it is time for that."""
+    if not (reset and slot.direct):
+        return []
+    if wants_prepare(slot):
+        return [statements.prepare(slot.pid, standing_settings(slot), lease_setting(lease))]
+    if slot.wanted_timeout is None:
+        return []
+    timeouts = wanted_timeouts(slot.wanted_timeout / 1000, slot.server_version)
+    settings, is_there = standing_settings(slot) | timeouts, slot.prepared_timeout is not None
+    return [statements.prepare_timed(slot.pid, settings, again=is_there)]
 
 
 def keep_election(slot: Slot, statements: Statements, now: float, *, reset: bool) -> list[str]:
@@ -97,7 +126,7 @@ def keep_election(slot: Slot, statements: Statements, now: float, *, reset: bool
 
 def will_prepare(slot: Slot) -> bool:
     """Tell whether the kit's statements are still to be prepared: never for users who want no prepared statements."""
-    return not slot.prepared and slot.baseline.attributes["prepare_threshold"] is not None
+    return slot.prepared is None and slot.may_prepare and slot.baseline.attributes["prepare_threshold"] is not None
 
 
 def wants_prepare(slot: Slot) -> bool:

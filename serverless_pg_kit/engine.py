@@ -12,12 +12,10 @@ from typing import Any, TypeVar
 
 from psycopg import Connection, Error, IsolationLevel
 
-from serverless_pg_kit.clean import Cleaning
 from serverless_pg_kit.clean_base import CLOSE_SECONDS
 from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.cleaning import CleanReport
-from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
 from serverless_pg_kit.decisions.replay import replay_delay
 from serverless_pg_kit.events import Replaying
@@ -25,11 +23,12 @@ from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.scope import JoinedRequest, JoinedScope, Request, Scope, Work
 from serverless_pg_kit.scope_base import Begins
 from serverless_pg_kit.waiting import pause
+from serverless_pg_kit.warm import Warm
 
 R = TypeVar("R")
 
 
-class Engine(Cleaning):
+class Engine(Warm):
     """Direct PostgreSQL connections for one process, healthy across freezes, bursts and restarts.
 
     Takes a `Settings` object, or single settings by name; what is not named comes from ``SERVERLESS_PG_<NAME>``.
@@ -65,7 +64,7 @@ class Engine(Cleaning):
         outer = self._current.get()
         if outer is None or not outer.is_open:
             tenant = None if conninfo is None else self._tenant(conninfo)
-            return Request(self, self._deadline(deadline), isolation_level, read_only, tenant=tenant)
+            return Request(self, self._until(deadline), isolation_level, read_only, tenant=tenant)
         tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
         if join and outer._is_for(tenant):
             return JoinedRequest(outer)
@@ -98,7 +97,7 @@ class Engine(Cleaning):
         if outer is None or not outer.is_open:
             tenant = None if conninfo is None else self._tenant(conninfo)
             return Scope(
-                self, self._deadline(deadline), isolation_level, read_only, tenant=tenant, transaction=transaction
+                self, self._until(deadline), isolation_level, read_only, tenant=tenant, transaction=transaction
             )
         tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
         if join and outer._is_for(tenant):
@@ -106,8 +105,8 @@ class Engine(Cleaning):
         until = self._inherited(outer, deadline)
         return Scope(self, until, isolation_level, read_only, tenant=tenant, transaction=transaction)
 
-    def _inherited(self, outer: Work, deadline: float | None) -> Deadline:
-        return outer.deadline if deadline is None else self._deadline(deadline)
+    def _inherited(self, outer: Work, deadline: float | None) -> float:
+        return outer.until if deadline is None else self._until(deadline)
 
     def run_transaction(
         self,
@@ -134,7 +133,7 @@ class Engine(Cleaning):
         tenant = self._tenant(conninfo) if conninfo is not None else None if outer is None else outer._tenant
         while True:
             run += 1
-            request = Request(self, until, isolation_level, read_only, tenant=tenant)
+            request = Request(self, until.at, isolation_level, read_only, tenant=tenant)
             try:
                 with request as conn:
                     return work(conn)
@@ -170,7 +169,7 @@ class Engine(Cleaning):
             self._abort(scope)
             scope = None
         if scope is None:
-            scope = Scope(self, self._deadline(deadline), None, None, tenant=tenant)
+            scope = Scope(self, self._until(deadline), None, None, tenant=tenant)
             scope.begun_by_hand = True
             conn = scope.connection
             self._current.set(scope)
@@ -211,10 +210,10 @@ class Engine(Cleaning):
         if the server cannot tell, as behind a pooler.
         """
         tenant = None if conninfo is None else self._tenant(conninfo)
-        slot = self._acquire(Scope(self, self._deadline(None), None, None, tenant=tenant))
+        slot = self._acquire(Scope(self, self._until(None), None, None, tenant=tenant))
         slot.wants_census, slot.census, lease = True, None, None
         try:
-            if slot.watch is not None:
+            if slot.is_watched:
                 self._end_watch(slot, slot.watch)
             lease = self._lease(slot)
             self._finish(slot, Ending.ROLLBACK, lease, self._deadline(CLOSE_SECONDS), Answers())
@@ -240,7 +239,7 @@ class Engine(Cleaning):
             self._slots.give_back(None)
             return CleanReport("closed", "the idle connection was dead or too old")
         slot.begun = self._clock.monotonic()
-        report, _ = self._conclude(slot, Scope(self, self._deadline(0), None, None))
+        report, _ = self._conclude(slot, Scope(self, self._until(0), None, None))
         return report
 
     def _open_scope(self) -> Work | None:

@@ -17,8 +17,15 @@ class ExchangeTimeout(OperationalError):
 class Answers(list[PGresult]):
     """The results that arrived so far. They outlive the generator, which an error or a cancellation may end."""
 
-    conn: AnyConnection | None = None
-    failed: PGresult | None = None
+    __slots__ = ("conn", "failed")
+
+    conn: AnyConnection | None
+    failed: PGresult | None
+
+    def __getattr__(self, name: str) -> None:
+        """Nothing was sent yet: there is no connection, and no failure."""
+        if name not in self.__slots__:
+            raise AttributeError(name)
 
     @property
     def error(self) -> errors.Error | None:
@@ -49,7 +56,8 @@ class Answers(list[PGresult]):
         ]
 
 
-SUCCESSES = frozenset(map(int, (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY)))
+TUPLES_OK = int(ExecStatus.TUPLES_OK)
+"""The last of the successes (after EMPTY_QUERY and COMMAND_OK), in libpq's order."""
 
 
 def advance(pgconn: PGconn, answers: Answers) -> bool:
@@ -58,12 +66,13 @@ def advance(pgconn: PGconn, answers: Answers) -> bool:
     SQL errors are results, not exceptions; the first is remembered. Raises ``OperationalError`` for a COPY, which
     nobody here would end.
     """
-    while not pgconn.is_busy():
-        result = pgconn.get_result()
+    is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, answers.append
+    while not is_busy():
+        result = get_result()
         if result is None:
             return True
-        answers.append(result)
-        if result.status not in SUCCESSES:
+        add(result)
+        if result.status > TUPLES_OK:
             note_failure(result, answers)
     return False
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
 class Injection(NamedTuple):
-    """Whether a handler of that `signature` takes the connection as its parameter `name`."""
+    """Whether a handler `takes` the connection as its parameter `name`, and as which of its positional arguments a call
+    may pass it: infinity if by name alone."""
 
-    signature: inspect.Signature
     name: str
     takes: bool
+    position: float
 
     def is_wanted(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Tell whether a call with these arguments is to be given the connection."""
-        return self.takes and not is_given(self.signature, self.name, args, kwargs)
+        """Tell whether a call is to be given the connection: not if it passes one itself, as tests of a handler may."""
+        return self.takes and self.name not in kwargs and len(args) <= self.position
 
 
 def plan_injection(handler: Callable[..., Any], name: str) -> Injection:
     """Return how `handler` takes its connection. Raises ``TypeError`` if it cannot be decorated."""
     signature = check_handler(handler, name)
-    return Injection(signature, name, accepts(handler, signature, name))
+    takes = accepts(handler, signature, name)
+    is_positional = takes and signature.parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY
+    return Injection(name, takes, list(signature.parameters).index(name) if is_positional else math.inf)
 
 
 def is_async(handler: Any) -> bool:
@@ -76,16 +80,10 @@ def refuse_unfinished(result: object) -> None:
         raise TypeError(f"the handler returned a {type(result).__name__}: it would run after its request has ended")
 
 
-def is_given(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether a call passes the parameter `name` itself, as tests of a handler may do."""
-    position = list(signature.parameters).index(name)
-    kind = signature.parameters[name].kind
-    return name in kwargs or (len(args) > position and kind is not inspect.Parameter.KEYWORD_ONLY)
-
-
 def status_of(result: object) -> int:
     """Return the ``statusCode`` of a proxy-style result, 200 for any other."""
-    status = result.get("statusCode") if isinstance(result, Mapping) else None
+    # The first check is for the sake of the second, which takes long to say no.
+    status = result.get("statusCode") if type(result) is dict or isinstance(result, Mapping) else None
     try:
         return 200 if status is None else int(status)
     except (TypeError, ValueError, OverflowError):

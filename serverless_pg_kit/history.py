@@ -38,6 +38,24 @@ class History:
     when the latest request ended, `calm` the lease while there is room: the same for every connection.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_calm_censuses",
+        "_census",
+        "_clock",
+        "_connect_seconds",
+        "_counted_at",
+        "_down_until",
+        "_reap_at",
+        "_refused_at",
+        "_settings",
+        "calm",
+        "census_at",
+        "census_refused_until",
+        "pauses",
+        "released_at",
+    )
+
     def __init__(self, clock: Clock, settings: Settings) -> None:
         self._clock = clock
         self._settings = settings
@@ -53,7 +71,7 @@ class History:
         self._latest_connect = USUAL_CONNECT
         self._connected_at = NEVER
         self._has_yielded = False  # since then
-        self._pauses: deque[float] = deque(maxlen=PAUSES)
+        self.pauses: deque[float] = deque(maxlen=PAUSES)
         self.released_at: float = NEVER
         self.census_refused_until: float = NEVER
 
@@ -128,7 +146,7 @@ class History:
 
     def note_request(self, wall: float) -> None:
         """Remember the pause before a request that begins now, at `wall`."""
-        self._pauses.append(wall - self.released_at)
+        self.pauses.append(wall - self.released_at)
 
     def lease(self, born: float, waited: float) -> Lease:
         """Return the lease of a connection that goes to sleep now: opened at `born`, after `waited` seconds."""
@@ -140,7 +158,7 @@ class History:
             self._census if self._counted_at >= self._refused_at else None,  # a refusal outdates a census
             wall - self._refused_at,
             self._connect_seconds,
-            [pause for pause in tuple(self._pauses) if pause < FOREVER],  # a copy: other threads add to it
+            [pause for pause in tuple(self.pauses) if pause < FOREVER],  # a copy: other threads add to it
             wall - born,
             waited,
         )

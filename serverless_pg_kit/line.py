@@ -6,7 +6,6 @@ as TCP likes.
 
 from __future__ import annotations
 
-import math
 import select
 from collections.abc import Callable
 from typing import Any
@@ -26,14 +25,18 @@ EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN 
 
 
 class LineBase:
-    """The line to the server of `conn`, watched by one poll object while it lives: what needs no waiting."""
+    """The line to the server of `conn`, watched by one poll object while it lives: what needs no waiting.
 
-    __slots__ = ("_poll", "conn")
+    `poll` waits for something to read, for as many milliseconds as it is given or, with ``None``, without end.
+    """
+
+    __slots__ = ("conn", "poll")
 
     def __init__(self, conn: Any) -> None:
         self.conn: Any = conn
-        self._poll = select.poll()
-        self._poll.register(conn.pgconn.socket, select.POLLIN)
+        polling = select.poll()
+        polling.register(conn.pgconn.socket, select.POLLIN)
+        self.poll: Callable[[float | None], list[tuple[int, int]]] = polling.poll
 
     def is_alive(self) -> bool:
         """Look at the socket of an idle connection, without waiting and without a round trip.
@@ -43,7 +46,7 @@ class LineBase:
         """
         pgconn = self.conn.pgconn
         try:
-            while self._poll.poll(0):
+            while self.poll(0):
                 pgconn.consume_input()
                 pgconn.is_busy()  # reads what came: a farewell reaches the notice handlers
         except OperationalError:
@@ -69,25 +72,25 @@ class Line(LineBase):
         ``psycopg.OperationalError`` if the connection is lost before the server has said anything about the last
         statement.
         """
+        answers = Answers() if answers is None else answers
         with self.conn.lock:
-            return self.run_locked(message, deadline, answers)
+            self.run_locked(message, answers, deadline.at, deadline.now)
+        return answers
 
-    def run_locked(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
-        """Do what `run` does, for a caller who holds the connection's lock."""
-        pgconn, poll = self.conn.pgconn, self._poll
-        if answers is None:
-            answers = Answers()
-        answers.conn = self.conn
+    def run_locked(self, message: bytes, answers: Answers, until: float, now: Callable[[], float]) -> None:
+        """Do what `run` does, until `until` by the clock `now`, for a caller who holds the connection's lock."""
+        pgconn, poll = self.conn.pgconn, self.poll
+        answers.conn, answers.failed = self.conn, None
         pgconn.send_query(message)
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
-            self._wait_for_room(deadline)
-        while True:
-            seconds = deadline.at - deadline.now()
-            if not poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None):
-                check(deadline, False)
+            self._wait_for_room(Deadline(until, now))
+        is_complete = False
+        while not is_complete:
+            seconds = until - now()
+            if not poll(None if seconds > LONGEST else seconds * 1000 if seconds > 0 else 0):
+                check(Deadline(until, now), False)
             pgconn.consume_input()
-            if advance(pgconn, answers):
-                return answers
+            is_complete = advance(pgconn, answers)
 
     def _wait_for_room(self, deadline: Deadline) -> None:
         pgconn = self.conn.pgconn
@@ -101,29 +104,31 @@ class Line(LineBase):
         A ROLLBACK behind psycopg's back would leave its cache of prepared statements wrong.
         """
         with self.conn.lock:
-            self.wait(self.conn._rollback_gen(), deadline)
+            self.wait(self.conn._rollback_gen(), deadline.at, deadline.now)
 
-    def wait(self, gen: PQGen[RV], deadline: Deadline, late: Callable[[], Deadline] | None = None) -> RV:
-        """Do what ``conn.wait`` does with one of psycopg's own generators, until `deadline`.
+    def wait(
+        self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Callable[[], float] | None = None
+    ) -> RV:
+        """Do what ``conn.wait`` does with one of psycopg's own generators, until `until` by the clock `now`.
 
-        Then `late` is called, if it is given: that may help the generator to an end of its own until the new deadline
+        Then `late` is called, if it is given: that may help the generator to an end of its own until the later time
         that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
         """
-        send, poll = gen.send, self._poll
+        send, poll = gen.send, self.poll
         try:
             wanted = next(gen)
             while True:
-                seconds = deadline.at - deadline.now()
+                seconds = until - now()
                 if wanted != READABLE:
                     happened = is_ready(self.conn.pgconn.socket, EVENTS[wanted], seconds)
                 else:
-                    happened = bool(poll.poll(max(0, math.ceil(seconds * 1000)) if seconds <= LONGEST else None))
+                    happened = bool(poll(None if seconds > LONGEST else seconds * 1000 if seconds > 0 else 0))
                 if happened:
                     wanted = send(wanted)  # Ready and Wait have the same values
-                elif late is not None and not deadline.remaining():
-                    deadline, late = late(), None
+                elif late is not None and now() >= until:
+                    until, late = late(), None
                 else:
-                    check(deadline, False)
+                    check(Deadline(until, now), False)
         except StopIteration as done:
             result: RV = done.value
             return result

@@ -67,9 +67,11 @@ def write_open(
     slot: Slot, statements: Statements, mode: TransactionMode | None, wanted: Mapping[str, int | str]
 ) -> bytes:
     """Return the open exchange of a connection known to be direct, for a request that needs the settings `wanted`."""
-    form = statements.prepared_open if slot.prepared else statements.open
-    begin = "" if mode is None else statements.begin(mode)
-    return committed(form(slot.pid, {**standing_settings(slot), **wanted}), begin, slot)
+    if slot.prepared is not None:
+        message = statements.prepared_open(slot.pid, wanted)
+    else:
+        message = statements.open(slot.pid, {**standing_settings(slot), **wanted})
+    return committed(message, "" if mode is None else statements.begin(mode), slot)
 
 
 def request_settings(slot: Slot, remaining: float) -> dict[str, int]:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from serverless_pg_kit.closing import Closing, will_prepare, write_close
-from serverless_pg_kit.decisions.deadline import LEASE_MARGIN, LONGEST_TIMEOUT, timeout_values
+from serverless_pg_kit.decisions.deadline import LEASE_MARGIN, LONGEST_TIMEOUT, ORPHAN_GRACE, rounded_timeout
 from serverless_pg_kit.decisions.lease import Lease
-from serverless_pg_kit.opening import NOTHING, Opening, write_open
+from serverless_pg_kit.opening import NOTHING, Opening, committed, write_open
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.statements import Statements
 
@@ -22,23 +22,44 @@ from serverless_pg_kit.statements import Statements
 class Routine(NamedTuple):
     """What ordinary requests say on one connection, as long as `lease` (``None``: without one) is what it sleeps under.
 
-    `opening` is for requests without a deadline; `timed_opening`, with ``%d`` in place of each time-out, for those
-    whose deadline is up to `longest` seconds away; `closing` commits, `idle_closing` finds nothing to commit.
+    `opening` is for requests without a deadline; `timed_opening`, with ``%d`` in place of each of so many `timeouts`,
+    for those whose deadline is up to `longest` seconds away, and `prepared_opening` for those of them whose time-outs
+    are prepared; `closing` commits, `idle_closing` finds nothing to commit.
     """
 
     lease: Lease | None
-    opening: Opening
+    opening: bytes
     timed_opening: bytes
+    prepared_opening: bytes
     longest: float
-    server_version: int
+    timeouts: int
     closing: Closing
     idle_closing: Closing
 
     def open(self, remaining: float) -> Opening | None:
         """Return the open exchange of a request with `remaining` seconds left, ``None`` if it is no ordinary one."""
         if remaining <= self.longest:
-            return Opening(self.timed_opening % timeout_values(remaining, self.server_version))
-        return self.opening if remaining == math.inf else None
+            return Opening(self.timed(remaining))
+        return Opening(self.opening) if remaining == math.inf else None
+
+    def timed(self, remaining: float) -> bytes:
+        """Return the open exchange of a request with `remaining` seconds left, not more than `longest`."""
+        inner = int(remaining * 1000) or 1
+        outer = inner + ORPHAN_GRACE
+        return self.timed_opening % (inner, outer, outer)[: self.timeouts]
+
+
+def timed_opening(slot: Slot, routine: Routine, remaining: float) -> bytes:
+    """Return the open exchange on `slot` for an ordinary request with `remaining` seconds left.
+
+    If that is about as many as the time before, the close exchange is to prepare these time-outs.
+    """
+    timeout, before = rounded_timeout(int(remaining * 1000)), slot.latest_timeout
+    slot.latest_timeout = timeout
+    if timeout == slot.prepared_timeout:
+        return routine.prepared_opening
+    slot.wanted_timeout = timeout if timeout == before and slot.prepared is not None else None
+    return routine.timed(remaining)
 
 
 def plan_routine(
@@ -57,10 +78,11 @@ def plan_routine(
     timed = dict.fromkeys(slot.timeout_names, "%d")
     return Routine(
         lease,
-        Opening(write_open(slot, statements, slot.mode, {} if lease is None else {"idle_session_timeout": 0})),
+        write_open(slot, statements, slot.mode, {} if lease is None else {"idle_session_timeout": 0}),
         write_open(slot, statements, slot.mode, timed),
+        committed(statements.timed_open(), statements.begin(slot.mode), slot),
         (LONGEST_TIMEOUT / 1000 if seconds is None else seconds) - LEASE_MARGIN,
-        slot.server_version,
+        len(slot.timeout_names),
         write_close(slot, statements, basis, commit=True, reset=True, lease=seconds),
         write_close(slot, statements, basis, commit=False, reset=True, lease=seconds),
     )

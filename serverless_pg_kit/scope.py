@@ -52,7 +52,9 @@ class Work(WorkBase):
     ) -> None:
         if error is not None:
             self.fail(error)
-        self.suspend()
+        current = self._engine._current
+        if current.get() is self:  # stored and not reset by token: the block may end in another context
+            current.set(self._outer)
         self._engine._end(self)
 
 
@@ -75,7 +77,9 @@ class Request(Work):
     __slots__ = ()
 
     def __enter__(self) -> Connection[Any]:
-        self._begin()
+        current = self._engine._current
+        self._outer = current.get()
+        current.set(self)
         try:
             self._slot = slot = self._engine._acquire(self)
             conn: Connection[Any] = slot.conn
@@ -91,7 +95,7 @@ class Joined(Work):
     __slots__ = ("_joined",)
 
     def __init__(self, outer: Work) -> None:
-        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only, tenant=outer._tenant)
+        super().__init__(outer._engine, outer.until, outer.isolation_level, outer.read_only, tenant=outer._tenant)
         self._joined = outer
 
     @property

@@ -28,9 +28,9 @@ looks idle, and whose first statement finds the transaction that psycopg would b
 class WorkBase:
     """One request, from its begin to its end, which commits or rolls back, and cleans.
 
-    `deadline` is the moment the request has to be done; `report` is what its end did, ``None`` until then;
-    `committed` tells whether the server has confirmed its COMMIT: somebody who was interrupted may want to know.
-    `begun_by_hand` tells those of `Engine.connect`. `transaction` tells whether the engine begins its transaction.
+    `until` is when the request has to be done, by the engine's monotonic clock; `report` is what its end did, ``None``
+    until then; `committed` tells whether the server has confirmed its COMMIT: somebody who was interrupted may want to
+    know. `begun_by_hand` tells those of `Engine.connect`, `transaction` whether the engine begins its transaction.
     """
 
     __slots__ = (
@@ -47,11 +47,11 @@ class WorkBase:
         "_wants_commit",
         "begun_by_hand",
         "committed",
-        "deadline",
         "isolation_level",
         "read_only",
         "report",
         "transaction",
+        "until",
     )
 
     _make_lock: ClassVar[Any]
@@ -59,14 +59,14 @@ class WorkBase:
     def __init__(
         self,
         engine: Any,
-        deadline: Deadline,
+        until: float,
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
         *,
         tenant: Tenant | None = None,
         transaction: Begins = True,
     ) -> None:
-        self.deadline: Deadline = deadline
+        self.until: float = until
         self.isolation_level: IsolationLevel | None = isolation_level
         self.read_only: bool | None = read_only
         self.transaction: Begins = transaction
@@ -83,6 +83,11 @@ class WorkBase:
         self._spoiled = False
         self._refused_write = False
         self._tells_failure = False
+
+    @property
+    def deadline(self) -> Deadline:
+        """The moment at which the request has to be done."""
+        return Deadline(self.until, self._engine._clock.monotonic)
 
     @property
     def has_connection(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection, Connection, IsolationLevel
@@ -33,6 +34,9 @@ ATTRIBUTES = (
 LISTS = ("_notice_handlers", "_notify_handlers", "_notifies_backlog")
 """psycopg keeps these in private lists, with no public way to empty them. A version without them loses nothing: what
 is not there cannot leak."""
+
+STEADY = frozenset({"pgconn", "lock", "_prepared", "_closed", "_begin_statement"})
+"""What psycopg keeps in the ``__dict__`` of a connection and is never replaced, or follows from the rest."""
 
 
 AnyConnection: TypeAlias = "Connection[Any] | AsyncConnection[Any]"
@@ -83,10 +87,26 @@ class Baseline:
     `unconfigured` is the one from before ``configure``.
     """
 
+    __slots__ = (
+        "_adaptation",
+        "_adapters",
+        "_kept",
+        "_lists",
+        "_look",
+        "_most",
+        "_others",
+        "_seen",
+        "_size",
+        "_threshold",
+        "_unconfigured",
+        "attributes",
+    )
+
     def __init__(self, conn: AnyConnection, unconfigured: Baseline | None = None) -> None:
         self.attributes: dict[str, Any] = {name: getattr(conn, name) for name in ATTRIBUTES}
         self._unconfigured = unconfigured
         self._adapters = AdaptersMap(conn.adapters)
+        self._adaptation = adaptation(self._adapters)
         self._lists = {name: list(getattr(conn, name)) for name in LISTS if hasattr(conn, name)}
         self._others = {name: value for name, value in vars(conn).items() if name not in drivers_names()}
         self._remember(conn)
@@ -112,12 +132,19 @@ class Baseline:
         while conn.pgconn.notifies():
             pass
         # One look at all that psycopg and the user keep on the object: mostly nothing has changed since the last time.
-        if (
-            vars(conn) != self._state
-            or vars(conn._prepared) != self._statements
-            or not same_adapters(self._kept, self._adapters)
-        ):
-            self._put_back(conn)
+        own, prepared, kept = vars(conn), conn._prepared, self._kept
+        try:
+            if (
+                self._look(own) == self._seen
+                and len(own) == self._size
+                and prepared.prepare_threshold == self._threshold
+                and prepared.prepared_max == self._most
+                and (kept.types._registry, kept._loaders, kept._dumpers, kept._dumpers_by_oid) == self._adaptation
+            ):
+                return
+        except KeyError:  # the user has deleted something
+            pass
+        self._put_back(conn)
 
     def restore_unconfigured(self, conn: AnyConnection) -> None:
         """Do what `restore` does, but back to the state before ``configure``, which is to follow."""
@@ -132,7 +159,7 @@ class Baseline:
             getattr(conn, name).clear()
             getattr(conn, name).extend(values)
         self._put_back_others(vars(conn))
-        if not same_adapters(conn.adapters, self._adapters):
+        if adaptation(conn.adapters) != self._adaptation:
             conn._adapters = AdaptersMap(self._adapters)
         self._remember(conn)
 
@@ -144,20 +171,18 @@ class Baseline:
 
     def _remember(self, conn: AnyConnection) -> None:
         # The lists are the same objects all the time; it is their contents that are compared.
-        self._state = vars(conn) | {name: getattr(conn, name).copy() for name in self._lists}
-        self._statements = dict(vars(conn._prepared))
+        state = vars(conn) | {name: getattr(conn, name).copy() for name in self._lists}
+        names = [name for name in state if name not in STEADY]
+        self._look, self._size = itemgetter(*names), len(state)
+        self._seen = tuple(state[name] for name in names)
+        self._threshold, self._most = conn._prepared.prepare_threshold, conn._prepared.prepared_max
         self._kept = conn.adapters  # psycopg's own map, which it creates at the first touch and fills in place
 
 
-def same_adapters(one: AdaptersMap, other: AdaptersMap) -> bool:
-    """Tell whether neither map was changed since one was copied from the other. It is at once if so: they share their
-    parts until then, and what is compared here are a few references to those."""
-    return (
-        one.types._registry is other.types._registry
-        and one._loaders == other._loaders
-        and one._dumpers == other._dumpers
-        and one._dumpers_by_oid == other._dumpers_by_oid
-    )
+def adaptation(adapters: AdaptersMap) -> tuple[object, ...]:
+    """Return what makes up a map of adapters. Copies compare as equal at once until one is changed: what is in these
+    parts is shared by then."""
+    return adapters.types._registry, adapters._loaders, adapters._dumpers, adapters._dumpers_by_oid
 
 
 def transaction_mode(

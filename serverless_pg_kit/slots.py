@@ -7,12 +7,14 @@ ever reused for another target than the one it was opened for.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from psycopg.errors import Diagnostic
+from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.census import Census
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from serverless_pg_kit.routine import Routine
     from serverless_pg_kit.target import Target
 
+IDLE = int(TransactionStatus.IDLE)
+
 OUTDATED = -1
 """A generation that is never the present one."""
 
@@ -38,9 +42,57 @@ class Slot:
     asked, False behind a pooler. `is_linux` and `own_timeouts` (milliseconds by name) are what the server told of
     itself and of the session, `timeout_names` those that it has. `changed` are the settings that the open exchange made
     and the close has to take back. `lease` is how long it may stay idle, ``None`` without a lease; `best_before` is
-    when that or its lifetime ends. `lent` counts the requests served; `prepared` says that `Statements.prepare` was
-    run, `elected` is the key of the cleaner's lock and until when it is held.
+    when that or its lifetime ends. `lent` counts the requests served; `prepared` are the settings that the
+    prepared release makes, ``None`` while `Statements.prepare` was not run; `prepared_timeout` is the one,
+    in milliseconds, that an open is prepared for, `wanted_timeout` the one that it is to be prepared for, and
+    `latest_timeout` that of the latest ordinary request with a deadline; `elected` is the key of the cleaner's lock
+    and until when it is held.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "ahead",
+        "baseline",
+        "begun",
+        "best_before",
+        "born",
+        "census",
+        "changed",
+        "configures_session",
+        "conn",
+        "direct",
+        "elected",
+        "expires",
+        "farewell",
+        "fleet",
+        "generation",
+        "history",
+        "identity",
+        "idle_since",
+        "is_autocommit",
+        "is_linux",
+        "is_watched",
+        "latest_timeout",
+        "lease",
+        "lent",
+        "line",
+        "may_prepare",
+        "mode",
+        "own_timeouts",
+        "pid",
+        "prepared",
+        "prepared_timeout",
+        "refused_write",
+        "routine",
+        "server_version",
+        "target",
+        "timeout_names",
+        "waited",
+        "wanted_timeout",
+        "wants_census",
+        "was_writable",
+        "watch",
+    )
 
     def __init__(
         self,
@@ -80,10 +132,15 @@ class Slot:
         self.lent: int = 0
         self.waited: float = 0.0  # seconds, for it to be opened
         self.begun: float = 0.0  # when the present request got it, by the monotonic clock
-        self.prepared: bool = False
+        self.prepared: Mapping[str, int] | None = None
+        self.may_prepare: bool = True
+        self.prepared_timeout: int | None = None
+        self.wanted_timeout: int | None = None
+        self.latest_timeout: int | None = None
         self.elected: tuple[int, float] | None = None
         self.census: Census | None = None  # taken in the present request
-        self.watch: Any = None  # the shell's, while a request is watched
+        self.watch: Any = None  # the shell's, from the first request that was watched
+        self.is_watched: bool = False
         self.ahead: Any = None  # the shell's, while a transaction is open that was only sent ahead
         self.configures_session: bool = False
         self.wants_census: bool = False  # whatever is due
@@ -120,6 +177,17 @@ class Waiter:
 
 class Slots:
     """The connections of one engine in one process. All methods are safe to call from several threads."""
+
+    __slots__ = (
+        "_abandoned",
+        "_idle",
+        "_line",
+        "_lock",
+        "_taken",
+        "generation",
+        "max_size",
+        "process",
+    )
 
     def __init__(self, max_size: int) -> None:
         self.max_size = max_size
@@ -177,6 +245,26 @@ class Slots:
             position = -1 if idle and idle[-1].target is target else self._find(target)
             self._taken += 1
             return True, None if position is None else idle.pop(position)
+
+    def take_usual(self, target: Target, identity: bytes | None, now: float, remaining: float) -> Slot | None:
+        """Grant the most recently used idle slot, if it is one for ordinary requests to `target` with `remaining`
+        seconds, and healthy as far as can be seen without a round trip. `now` is the time of day."""
+        with self._lock:
+            slot = self._idle[-1] if self._idle and not self._line else None
+            if (
+                slot is None
+                or slot.routine is None
+                or slot.routine.longest < remaining < math.inf
+                or slot.target is not target
+                or slot.identity != identity
+                or slot.generation != self.generation
+                or now >= slot.best_before
+                or slot.conn.pgconn.transaction_status != IDLE
+                or slot.line.poll(0)
+            ):
+                return None
+            self._taken += 1
+            return self._idle.pop()
 
     def withdraw(self, waiter: Waiter) -> bool:
         """Take `waiter` out of the line and return True; False if it was granted meanwhile."""

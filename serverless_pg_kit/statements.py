@@ -18,6 +18,10 @@ ELECTION_KEY = 0x73706765
 """First key of the lock that elects the fleet's cleaner ("spge"); the second stands for fleet, role and interval."""
 
 
+ENDLESS = {"idle_session_timeout": 0}
+"""The settings of a request without a deadline, where there are leases: none may end it."""
+
+
 class TransactionMode(NamedTuple):
     """How a transaction begins: the words after BEGIN; ``None`` leaves each to the session's default."""
 
@@ -93,15 +97,51 @@ class Statements:
         return f"SELECT {', '.join([self.own_pid(), self.guard(pid), *wanted])}"
 
     def prepared_open(self, pid: int, settings: Mapping[str, int | str]) -> str:
-        """Return what `open` does, for a connection on which `prepare` was run."""
+        """Return what `open` does, for a connection on which `prepare` was run; what that was given is not repeated."""
+        if settings == ENDLESS:
+            return "EXECUTE serverless_pg_kit_endless_guard"
         return "; ".join(["EXECUTE serverless_pg_kit_guard", *self.assignments(settings)])
 
-    def prepare(self, pid: int) -> str:
-        """Return the statements that `prepared_open` and the reset use."""
-        return (
-            f"PREPARE serverless_pg_kit_guard AS SELECT {self.lock(pid)};"
-            " PREPARE serverless_pg_kit_release AS SELECT pg_catalog.pg_advisory_unlock_all()"
+    def prepare(self, pid: int, busy: Mapping[str, int | str], idle: Mapping[str, int | str]) -> str:
+        """Return the statements that `prepared_open` and the reset use. The first makes the settings `busy`, which each
+        request has, the second the settings `idle`, which the session sleeps under."""
+        guard = [self.lock(pid), *map(self.assignment, busy, busy.values())]
+        endless = [*guard, *map(self.assignment, ENDLESS, ENDLESS.values())]
+        roles = [self.default("session_authorization"), self.default("role")]
+        release = [*roles, *map(self.assignment, idle, idle.values()), self.unlock_all()]
+        statements = {"guard": guard, "release": release}
+        if ENDLESS.keys() <= idle.keys():  # the server has leases
+            statements["endless_guard"] = endless
+        return "; ".join(
+            f"PREPARE serverless_pg_kit_{name} AS {self.silent(calls)}" for name, calls in statements.items()
         )
+
+    def timed_open(self) -> str:
+        """Return what `prepared_open` does, with the settings that `prepare_timed` was given last."""
+        return "EXECUTE serverless_pg_kit_timed_guard"
+
+    def prepare_timed(self, pid: int, settings: Mapping[str, int | str], *, again: bool) -> str:
+        """Return the statement that `timed_open` uses, which makes the `settings`; `again` says that there is one."""
+        calls = [self.lock(pid), *map(self.assignment, settings, settings.values())]
+        before = "DEALLOCATE serverless_pg_kit_timed_guard; " if again else ""
+        return f"{before}PREPARE serverless_pg_kit_timed_guard AS {self.silent(calls)}"
+
+    def silent(self, calls: Iterable[str]) -> str:
+        """Return the query that makes all of the function `calls`, in this order, and answers with no row and no
+        column: a row costs the server and the client more than most of the calls."""
+        return f"SELECT WHERE pg_catalog.num_nulls({', '.join(calls)}) OPERATOR(pg_catalog.<) 0"
+
+    def assignment(self, name: str, value: int | str) -> str:
+        """Return the call that gives `name` a `value` for the session, where the backend is known to be ours."""
+        return f"pg_catalog.set_config('{name}', '{value}', false)"
+
+    def default(self, name: str) -> str:
+        """Return the call that does what ``RESET name`` does: a NULL is no value, and stands for the default."""
+        return f"pg_catalog.set_config('{name}', NULL, false)"
+
+    def unlock_all(self) -> str:
+        """Return the call that releases all advisory locks of the session."""
+        return "pg_catalog.pg_advisory_unlock_all()"
 
     def assignments(self, settings: Mapping[str, int | str]) -> list[str]:
         """Return the plain SETs of `settings`: for places where the backend is known to be ours."""
@@ -162,19 +202,25 @@ class Statements:
         """Return the end of the user's transaction."""
         return "COMMIT"
 
-    def reset(self, pid: int, settings: Mapping[str, int | str], *, keep_guard: bool, prepared: bool) -> str:
+    def reset(
+        self,
+        pid: int,
+        settings: Mapping[str, int | str],
+        *,
+        keep_guard: bool,
+        prepared: Mapping[str, int | str] | None,
+    ) -> str:
         """Return the session's way back to its defaults, but with `settings`; cursors were closed before.
 
         Prepared statements stay. `keep_guard` is for autocommit connections, which hold the guard of `pid` as long as
-        they live; `prepared` says that `prepare` was run.
+        they live; `prepared` are the ``idle`` settings of `prepare`, ``None`` if that was not run.
         """
-        release = "EXECUTE serverless_pg_kit_release" if prepared else "SELECT pg_catalog.pg_advisory_unlock_all()"
-        parts = [
-            "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES",
-            *self.assignments(settings),
-            release,
-        ]
-        return "; ".join(parts + [f"SELECT {self.guard(pid)}"] * keep_guard)
+        clean, guard = "RESET ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES", [f"SELECT {self.guard(pid)}"]
+        if prepared is None:
+            roles, release = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE", f"SELECT {self.unlock_all()}"
+            return "; ".join([roles, clean, *self.assignments(settings), release, *guard * keep_guard])
+        others = {name: value for name, value in settings.items() if prepared.get(name) != value}
+        return "; ".join([clean, "EXECUTE serverless_pg_kit_release", *self.assignments(others), *guard * keep_guard])
 
     def close_cursors(self) -> str:
         """Return what closes every cursor: a forgotten WITH HOLD cursor is otherwise read to its end by COMMIT."""

@@ -44,7 +44,7 @@ class Acquiring(AcquiringBase):
     async def _acquire(self, scope: Work) -> Slot:
         started, wall = self._clock.monotonic(), self._clock.wall()
         target = self._begin_work(scope, started, wall)
-        if scope.deadline.at <= started:
+        if scope.until <= started:
             raise self._too_late(self._retry(scope, target, started))
         turn = started
         granted, slot = self._slots.take(target)
@@ -68,15 +68,21 @@ class Acquiring(AcquiringBase):
                 slot.line.close()
             self._slots.give_back(None)
             raise
-        is_watched = scope.deadline.at < math.inf or self.settings.hold_warning is not None
+        is_watched = scope.until < math.inf or self.settings.hold_warning is not None
         is_watched = True  # async only - any task may be cancelled, and more than once
         if is_watched:
-            slot.watch = Watch(slot, scope.deadline, self._clock.monotonic)
+            self._begin_watch(slot, self._clock.monotonic(), scope.until)
         if scope.transaction == "ahead" and not slot.conn.autocommit:
             from serverless_pg_kit.aio.ahead import Ahead
 
             slot.ahead = Ahead(slot, scope.deadline)
         return slot
+
+    def _begin_watch(self, slot: Slot, begun: float, until: float) -> None:
+        if slot.watch is None:
+            slot.watch = Watch(slot, self.settings.hold_warning is not None)
+        slot.is_watched = True
+        slot.watch.begin(begun, until, self._clock.monotonic, slot.direct)
 
     async def _wait_in_line(self, retry: Retry) -> Slot | None:
         bell = Bell()
@@ -96,10 +102,10 @@ class Acquiring(AcquiringBase):
         is_queued = slot.direct is False  # a pooler lets BEGIN wait for one of its connections: that is no silence
         # However long the request has waited in line before its turn: that tells nothing about the connection.
         began = started if is_queued else turn
-        left = min(scope.deadline.at - began, self.settings.max_wait)
-        until = min(scope.deadline.at, began + open_seconds(is_fresh=is_queued, remaining=left))
-        failure = await self._open(slot, scope, Deadline(until, scope.deadline.now), until - began)
-        if failure is not None and is_queued and scope.deadline.now() >= until:
+        left = min(scope.until - began, self.settings.max_wait)
+        until = min(scope.until, began + open_seconds(is_fresh=is_queued, remaining=left))
+        failure = await self._open(slot, scope, Deadline(until, self._clock.monotonic), until - began)
+        if failure is not None and is_queued and self._clock.monotonic() >= until:
             raise self._no_pooled_turn(self._retry(scope, slot.target, started), failure)
         return failure is None
 
@@ -263,11 +269,7 @@ class Acquiring(AcquiringBase):
             if answers.failed is not None:
                 answers = await self._open_again(slot, scope, opening, answers, deadline)
         except OperationalError as lost:
-            slot.farewell = slot.farewell or lost.sqlstate or getattr(answers.error, "sqlstate", None)
-            self._lose(slot, "open")
-            if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE and slot.direct is not False:
-                self._condemn("a connection as old as this one lost its server in silence", slot.history)
-            return self._understand_loss(slot, answers.error or lost)
+            return self._open_lost(slot, answers, lost, patience)
         except BaseException:
             self._drop(slot, "interrupted")
             raise
@@ -286,6 +288,14 @@ class Acquiring(AcquiringBase):
         await slot.line.run(b"ROLLBACK", deadline)
         again: Answers = await slot.line.run(self._opening(slot, scope).message, deadline)
         return again
+
+    def _open_lost(self, slot: Slot, answers: Answers, lost: OperationalError, patience: float) -> Failure:
+        """Return the failure of a connection that was `lost` in its open exchange, which had `patience` seconds."""
+        slot.farewell = slot.farewell or lost.sqlstate or getattr(answers.error, "sqlstate", None)
+        self._lose(slot, "open")
+        if isinstance(lost, ExchangeTimeout) and patience >= LEAST_PATIENCE and slot.direct is not False:
+            self._condemn("a connection as old as this one lost its server in silence", slot.history)
+        return self._understand_loss(slot, answers.error or lost)
 
     def _open_failed(self, slot: Slot, answers: Answers) -> Failure:
         """Return the failure of a connection that died in its open exchange. Raises the server's error if it lives."""

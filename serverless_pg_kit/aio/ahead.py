@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg.abc import RV, PQGen
 
 from serverless_pg_kit.decisions.deadline import OPEN_SECONDS, Deadline
+from serverless_pg_kit.exchange import Answers
 
 if TYPE_CHECKING:
     from serverless_pg_kit.slots import Slot
@@ -63,5 +64,6 @@ class Ahead:
         self.end()
         conn = self._slot.conn
         if name not in STATEMENTS:
-            await self._slot.line.run_locked(b"ROLLBACK", self._deadline.within(OPEN_SECONDS))
+            until = self._deadline.within(OPEN_SECONDS)
+            await self._slot.line.run_locked(b"ROLLBACK", Answers(), until.at, until.now)
         return await conn.wait(gen, *args, **kwargs)  # type: ignore[no-any-return]

@@ -72,22 +72,21 @@ class Line(LineBase):
         ``psycopg.OperationalError`` if the connection is lost before the server has said anything about the last
         statement.
         """
+        answers = Answers() if answers is None else answers
         async with self.conn.lock:
-            return await self.run_locked(message, deadline, answers)
+            await self.run_locked(message, answers, deadline.at, deadline.now)
+        return answers
 
-    async def run_locked(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
-        """Do what `run` does, for a caller who holds the connection's lock."""
-        pgconn = self.conn.pgconn
-        if answers is None:
-            answers = Answers()
-        answers.conn = self.conn
+    async def run_locked(self, message: bytes, answers: Answers, until: float, now: Callable[[], float]) -> None:
+        """Do what `run` does, until `until` by the clock `now`, for a caller who holds the connection's lock."""
+        pgconn, deadline = self.conn.pgconn, Deadline(until, now)
+        answers.conn, answers.failed = self.conn, None
         pgconn.send_query(message)
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
             await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
         await self._wait_for(select.POLLIN, deadline)
         while not advance(pgconn, answers):
             await self._wait_for(select.POLLIN, deadline)
-        return answers
 
     async def _wait_for(self, events: int, deadline: Deadline) -> None:
         pgconn = self.conn.pgconn
@@ -100,23 +99,25 @@ class Line(LineBase):
         A ROLLBACK behind psycopg's back would leave its cache of prepared statements wrong.
         """
         async with self.conn.lock:
-            await self.wait(self.conn._rollback_gen(), deadline)
+            await self.wait(self.conn._rollback_gen(), deadline.at, deadline.now)
 
-    async def wait(self, gen: PQGen[RV], deadline: Deadline, late: Callable[[], Any] | None = None) -> RV:
-        """Do what ``conn.wait`` does with one of psycopg's own generators, until `deadline`.
+    async def wait(
+        self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Callable[[], Any] | None = None
+    ) -> RV:
+        """Do what ``conn.wait`` does with one of psycopg's own generators, until `until` by the clock `now`.
 
-        Then `late` is called, if it is given: that may help the generator to an end of its own until the new deadline
+        Then `late` is called, if it is given: that may help the generator to an end of its own until the later time
         that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
         """
         try:
             wanted = next(gen)
             while True:
-                if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], min(LOOK, deadline.at - deadline.now())):
+                if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], min(LOOK, until - now())):
                     wanted = gen.send(wanted)  # Ready and Wait have the same values
-                elif late is not None and not deadline.remaining():
-                    deadline, late = await late(), None
+                elif late is not None and now() >= until:
+                    until, late = await late(), None
                 else:
-                    check(deadline, False)
+                    check(Deadline(until, now), False)
         except StopIteration as done:
             result: RV = done.value
             return result

@@ -51,7 +51,9 @@ class Work(WorkBase):
     ) -> None:
         if error is not None:
             self.fail(error)
-        self.suspend()
+        current = self._engine._current
+        if current.get() is self:  # stored and not reset by token: the block may end in another context
+            current.set(self._outer)
         if kind is GeneratorExit and (self._slot is None or not is_loop_running()):  # async only
             return  # async only - its task is being collected: `__del__` sees to the connection
         if self._slot is None and not self._lock.locked():  # async only - it has ended, or was never touched
@@ -79,7 +81,9 @@ class Request(Work):
     __slots__ = ()
 
     async def __aenter__(self) -> AsyncConnection[Any]:
-        self._begin()
+        current = self._engine._current
+        self._outer = current.get()
+        current.set(self)
         try:
             self._slot = slot = await self._engine._acquire(self)
             conn: AsyncConnection[Any] = slot.conn
@@ -95,7 +99,7 @@ class Joined(Work):
     __slots__ = ("_joined",)
 
     def __init__(self, outer: Work) -> None:
-        super().__init__(outer._engine, outer.deadline, outer.isolation_level, outer.read_only, tenant=outer._tenant)
+        super().__init__(outer._engine, outer.until, outer.isolation_level, outer.read_only, tenant=outer._tenant)
         self._joined = outer
 
     @property

@@ -18,7 +18,7 @@ from psycopg.abc import RV, PQGen
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.aio.waiting import uninterrupted
-from serverless_pg_kit.decisions.deadline import ORPHAN_GRACE, Deadline
+from serverless_pg_kit.decisions.deadline import ORPHAN_GRACE
 from serverless_pg_kit.decisions.role import is_refused_write
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ CANCEL_SECONDS = 0.25
 
 
 class Watch:
-    """Stands in for the ``wait`` of a connection during one request that ends at `deadline`. `monotonic` is the clock.
+    """Stands in for the ``wait`` of a connection, request by request.
 
     The server's time-out holds for each statement anew: one that begins late in a request would outlive its deadline.
     The watch cancels it there. One that begins in the first moments is left to the server's own time-out, which comes
@@ -45,10 +45,11 @@ class Watch:
 
     __slots__ = (
         "_conn",
-        "_deadline",
         "_line",
-        "_monotonic",
+        "_notes_pauses",
+        "_now",
         "_server_helps_until",
+        "_until",
         "_used_at",
         "_wait",
         "cancelled",
@@ -56,37 +57,47 @@ class Watch:
         "refused_write",
     )
 
-    def __init__(self, slot: Slot, deadline: Deadline, monotonic: Callable[[], float]) -> None:
+    def __init__(self, slot: Slot, notes_pauses: bool) -> None:
         self._conn, self._line = slot.conn, slot.line
-        self._wait = slot.conn.wait
-        self._deadline = deadline
-        self._monotonic = monotonic
-        self._used_at = now = monotonic()
-        self._server_helps_until = now + GRACE if slot.direct else now
+        self._notes_pauses = notes_pauses
         self.longest_pause: float = 0.0
         self.cancelled: bool = False
         self.refused_write: bool = False
-        vars(slot.conn)["wait"] = self
 
-    def end(self) -> None:
-        """Give ``conn.wait`` back: what follows is the engine's own business."""
-        self.longest_pause = max(self.longest_pause, self._monotonic() - self._used_at)
+    def begin(self, begun: float, until: float, now: Callable[[], float], server_helps: bool | None) -> None:
+        """Watch a request from `begun` to `until`, both by the clock `now`; `server_helps` to end its statements."""
+        self._until, self._now = until, now
+        self._server_helps_until = begun + GRACE if server_helps else begun
+        self.cancelled = self.refused_write = False
+        if self._notes_pauses:
+            self._used_at, self.longest_pause = now(), 0.0
+        self._wait = self._conn.wait
+        vars(self._conn)["wait"] = self.wait
+
+    def end(self) -> bool:
+        """Give ``conn.wait`` back: what follows is the engine's own business. Tell whether anything was noted."""
         vars(self._conn).pop("wait", None)
+        if self._notes_pauses:
+            self._note_pause()
+        return self._notes_pauses or self.cancelled or self.refused_write
 
-    async def __call__(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
+    def _note_pause(self) -> None:
+        self.longest_pause = max(self.longest_pause, self._now() - self._used_at)
+
+    async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Do what ``conn.wait`` does. Raises what that raises: ``QueryCanceled`` for a statement cancelled here."""
-        now = self._monotonic()
-        self.longest_pause = max(self.longest_pause, now - self._used_at)
+        until, now = self._until, self._now
+        if self._notes_pauses:
+            self._note_pause()
         try:
-            if self._deadline.at == math.inf and not (args or kwargs):  # async only - psycopg's can be cancelled once
-                return await self._line.wait(gen, self._deadline)  # type: ignore[no-any-return]  # async only
+            if until == math.inf and not (args or kwargs):  # async only - psycopg's own can be cancelled once
+                return await self._line.wait(gen, until, now)  # type: ignore[no-any-return]  # async only
             # What names an interval or a time-out of its own, as `notifies()` does, ends by itself.
-            if args or kwargs or self._deadline.at == math.inf:
+            if args or kwargs or until == math.inf:
                 return await self._wait(gen, *args, **kwargs)  # type: ignore[no-any-return]
-            if now < self._server_helps_until:
-                patience = Deadline(self._deadline.at + PATIENCE, self._monotonic)
-                return await self._line.wait(gen, patience)  # type: ignore[no-any-return]
-            return await self._line.wait(gen, self._deadline, self._cancel)  # type: ignore[no-any-return]
+            if now() < self._server_helps_until:
+                return await self._line.wait(gen, until + PATIENCE, now)  # type: ignore[no-any-return]
+            return await self._line.wait(gen, until, now, self._cancel)  # type: ignore[no-any-return]
         except CancelledError:  # async only
             await uninterrupted(self._give_up(gen))  # async only
             raise  # async only
@@ -94,10 +105,11 @@ class Watch:
             self.refused_write = self.refused_write or is_refused_write(error)
             raise
         finally:
-            self._used_at = self._monotonic()
+            if self._notes_pauses:
+                self._used_at = now()
 
-    async def _cancel(self) -> Deadline:
-        """Ask the server to cancel what runs; return the deadline for its end.
+    async def _cancel(self) -> float:
+        """Ask the server to cancel what runs; return the time until which that may take to end.
 
         Before version 17 libpq can only block while it asks: that is done elsewhere, so that a server which says
         nothing holds nobody.
@@ -108,10 +120,10 @@ class Watch:
                 await self._conn.cancel_safe(timeout=CANCEL_SECONDS)
         else:
             threading.Thread(target=self._conn.cancel, daemon=True).start()
-        return Deadline(self._monotonic() + CANCEL_SECONDS, self._monotonic)
+        return self._now() + CANCEL_SECONDS
 
     async def _give_up(self, gen: PQGen[Any]) -> None:  # async only
         """Cancel what runs, as psycopg does when a task is cancelled: the connection can go on."""  # async only
         if self._conn.pgconn.transaction_status == TransactionStatus.ACTIVE:  # async only
             with suppress(Error):  # async only
-                await self._line.wait(gen, await self._cancel())  # async only
+                await self._line.wait(gen, await self._cancel(), self._now)  # async only

@@ -80,6 +80,9 @@ ORPHAN_CHECK = 500
 LEASE_MARGIN = 1.0
 """Seconds by which a connection's lease exceeds what is left of the request that it serves."""
 
+TIMEOUT_DIGITS = 7
+"""Binary digits of a time-out that is kept prepared."""
+
 LONGEST_TIMEOUT = 2**31 - 1
 """Milliseconds: what PostgreSQL can hold."""
 
@@ -99,6 +102,15 @@ def timeout_values(remaining: float, server_version: int) -> tuple[int, ...]:
     statement = min(max(1, int(remaining * 1000)), LONGEST_TIMEOUT)
     outer = min(statement + ORPHAN_GRACE, LONGEST_TIMEOUT)
     return (statement, outer, outer) if server_version >= 170000 else (statement, outer)
+
+
+def rounded_timeout(milliseconds: int) -> int:
+    """Return `milliseconds` rounded down to `TIMEOUT_DIGITS` binary digits, less by 1.6 % at most.
+
+    So requests that have about the same time say the same, and the server need not be told each time.
+    """
+    surplus = max(0, milliseconds.bit_length() - TIMEOUT_DIGITS)
+    return milliseconds >> surplus << surplus
 
 
 def wanted_timeouts(remaining: float, server_version: int) -> dict[str, int]:

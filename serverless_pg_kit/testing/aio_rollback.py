@@ -25,7 +25,7 @@ POLL = 0.002
 @asynccontextmanager
 async def roll_back_all(engine: AsyncEngine) -> AsyncIterator[AsyncConnection[Any]]:
     """Do what `rolled_back` does for `engine`."""
-    work = Scope(engine, engine._deadline(None), None, None)
+    work = Scope(engine, engine._until(None), None, None)
     slot = await engine._acquire(work)
     work.fail()
     is_intact = False

@@ -79,7 +79,7 @@ def replaced(engine: Any, stage: Any) -> Iterator[None]:
 @contextmanager
 def roll_back_all(engine: Engine) -> Iterator[Connection[Any]]:
     """Do what `rolled_back` does for `engine`."""
-    work = Scope(engine, engine._deadline(None), None, None)
+    work = Scope(engine, engine._until(None), None, None)
     slot = engine._acquire(work)
     work.fail()
     is_intact = False

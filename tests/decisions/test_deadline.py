@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from serverless_pg_kit.decisions.deadline import (
     ATTEMPT_SECONDS,
     LEASE_MARGIN,
+    LONGEST_TIMEOUT,
     OPEN_SECONDS,
     ORPHAN_GRACE,
     attempt_seconds,
@@ -16,6 +17,7 @@ from serverless_pg_kit.decisions.deadline import (
     open_seconds,
     raised_lease,
     request_budget,
+    rounded_timeout,
     shorter_timeouts,
     wanted_timeouts,
 )
@@ -146,3 +148,11 @@ def test_fresh_connection_gets_all_the_time(remaining: float) -> None:
 def test_open_after_a_single_attempt_takes_its_time(is_fresh: bool, seconds: float) -> None:
     """Nothing left means `max_wait=0`: the open is then waited for like the attempt."""
     assert open_seconds(is_fresh=is_fresh, remaining=0.0) == seconds
+
+
+@given(st.integers(0, LONGEST_TIMEOUT))
+def test_rounded_timeout_is_a_little_less(milliseconds: int) -> None:
+    """Never longer than asked for, never shorter by more than a 64th, and the same for neighbours."""
+    rounded = rounded_timeout(milliseconds)
+    assert milliseconds * 63 / 64 <= rounded <= milliseconds
+    assert rounded_timeout(rounded) == rounded

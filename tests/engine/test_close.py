@@ -14,7 +14,7 @@ from support import entries, eventually
 
 from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
 from serverless_pg_kit.events import Committed, Connected, Event, Leased
-from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.slots import Slot, Slots
 
 
 def test_error_at_commit_is_told_and_the_connection_kept(make_engine: Any, superuser: Any, ledger: str) -> None:
@@ -207,16 +207,16 @@ def test_engine_that_is_closed_at_the_last_moment_keeps_nothing(
 ) -> None:
     """After all that a request's end looks at, and before its connection is among the idle ones."""
     engine = make_engine()
-    give_back = engine._slots.give_back
+    give_back = Slots.give_back
     seen: list[Slot | None] = []
 
-    def late(slot: Slot | None) -> bool:
+    def late(slots: Slots, slot: Slot | None) -> bool:
         if not seen:
             close_elsewhere(engine)
         seen.append(slot)
-        return bool(give_back(slot))
+        return give_back(slots, slot)
 
-    monkeypatch.setattr(engine._slots, "give_back", late)
+    monkeypatch.setattr(Slots, "give_back", late)
     check_closed_in_time(engine, superuser)
 
 

@@ -426,7 +426,7 @@ def test_kit_prepares_its_statements_where_that_pays(make_engine: Any, proxy: Pr
         for _ in range(12):
             with engine.request() as conn:
                 conn.execute("select 1")
-                executed.append("EXECUTE serverless_pg_kit_guard" in traffic.queries[-1])
+                executed.append("EXECUTE serverless_pg_kit_endless_guard" in traffic.queries[-1])
     assert executed[:6] == [False] * 6
     assert executed[7:] == [True] * 5
     assert "\n".join(traffic.queries).count("PREPARE serverless_pg_kit_guard") == 1

@@ -1,0 +1,177 @@
+"""The ordinary request on a warm connection, written out in one go.
+
+`Acquiring` and `Cleaning` find out step by step what a request needs. Most requests need nothing but what a `Routine`
+holds ready, and for those the steps themselves would cost more than all the rest: each call of a function counts where
+everything together takes some tens of microseconds. So here stand the same steps once more for that one case, in the
+same order. Whatever is not as usual is left to the general way, from the point that was reached.
+"""
+
+from __future__ import annotations
+
+import math
+
+from psycopg import OperationalError
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from serverless_pg_kit import processes
+from serverless_pg_kit.aio.clean import INTERRUPTED, NOTHING_DUE, Cleaning
+from serverless_pg_kit.aio.scope import Work
+from serverless_pg_kit.aio.waiting import FAILURES
+from serverless_pg_kit.base import THAW_SECONDS
+from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER
+from serverless_pg_kit.commit import has_committed
+from serverless_pg_kit.decisions.classify import Failure
+from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
+from serverless_pg_kit.decisions.deadline import Deadline
+from serverless_pg_kit.decisions.ending import Ending
+from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.opening import Opening
+from serverless_pg_kit.routine import timed_opening
+from serverless_pg_kit.slots import Slot
+
+INTRANS = int(TransactionStatus.INTRANS)
+PIPELINE_OFF = int(PipelineStatus.OFF)
+
+USUAL = Opening(b"")
+"""What stands for the opening of a routine where all that matters is that it asks for no census."""
+
+
+class Warm(Cleaning):
+    """The part of the engine that serves ordinary requests."""
+
+    async def _acquire(self, scope: Work) -> Slot:
+        clock, slots = self._clock, self._slots
+        started, wall = clock.monotonic(), clock.wall()
+        remaining, drift = scope.until - started, wall - started
+        slot: Slot | None = None
+        if (
+            remaining >= self._ample
+            and scope._tenant is None
+            and scope.isolation_level is None
+            and scope.read_only is None
+            and scope.transaction is True
+            and slots.process == processes.generation
+            and drift - self._drift <= THAW_SECONDS
+            and not self._forgotten
+            and wall < self._announce.quiet_until
+        ):
+            slot = slots.take_usual(self._own, self._identity, wall, remaining)
+        if slot is None:
+            return await super()._acquire(scope)
+        self._drift, slot.begun = drift, started
+        slot.history.pauses.append(wall - slot.history.released_at)
+        answers, routine = Answers(), slot.routine
+        assert routine is not None
+        try:
+            slot.line.enter_loop()  # async only
+            message = routine.opening if remaining == math.inf else timed_opening(slot, routine, remaining)
+            # Nobody else has the connection: its lock need not be taken.
+            await slot.line.run_locked(message, answers, started + self._patience, clock.monotonic)
+        except BaseException as error:
+            slot = await self._recover(slot, scope, answers, error)
+        else:
+            if answers.failed is None:
+                self._announce.count_reuse()
+            else:
+                slot = await self._recover(slot, scope, answers)
+        is_watched = remaining < math.inf or self.settings.hold_warning is not None
+        is_watched = True  # async only - any task may be cancelled, and more than once
+        if is_watched and slot.watch is not None:
+            slot.is_watched = True
+            slot.watch.begin(started, scope.until, clock.monotonic, slot.direct)
+        elif is_watched:
+            self._begin_watch(slot, started, scope.until)
+        return slot
+
+    async def _recover(self, slot: Slot, scope: Work, answers: Answers, error: BaseException | None = None) -> Slot:
+        """Return the slot of a request whose open went wrong, by `error` or as the `answers` tell: the same one, opened
+        once more, or a new one."""
+        try:
+            failure = await self._reopen(slot, scope, answers, error)
+            if failure is not None:
+                return await self._open_fresh(scope, self._retry(scope, slot.target, slot.begun))
+        except BaseException:
+            slot.line.close()
+            self._slots.give_back(None)
+            raise
+        self._announce.count_reuse()
+        return slot
+
+    async def _reopen(self, slot: Slot, scope: Work, answers: Answers, error: BaseException | None) -> Failure | None:
+        """Open the connection once more, if that can help; return how it turned out dead."""
+        deadline = Deadline(slot.begun + self._patience, self._clock.monotonic)
+        try:
+            if error is not None:
+                raise error
+            answers = await self._open_again(slot, scope, USUAL, answers, deadline)
+        except OperationalError as lost:
+            return self._open_lost(slot, answers, lost, self._patience)
+        except BaseException:
+            self._drop(slot, "interrupted")
+            raise
+        return None if answers.failed is None else self._open_failed(slot, answers)
+
+    async def _end(self, scope: Work) -> CleanReport:
+        if scope.report is not None:
+            return scope.report
+        async with scope._lock:
+            slot, scope._slot = scope._slot, None
+            scope.report = UNTOUCHED if slot is None else INTERRUPTED
+        if slot is None:
+            return UNTOUCHED
+        clock, conn, line, routine, history = self._clock, slot.conn, slot.line, slot.routine, slot.history
+        wall = clock.wall()
+        if (
+            routine is None
+            or slot.wanted_timeout is not None
+            or not scope._wants_commit
+            or scope._spoiled
+            or conn.pgconn.transaction_status != INTRANS
+            or conn.pgconn.pipeline_status != PIPELINE_OFF  # this and what follows is `is_busy`
+            or conn._num_transactions
+            or conn._tpc is not None
+            or conn.lock.locked()
+            or slot.ahead is not None
+            or line.poll(0)
+            or wall >= history.census_at
+            or (routine.lease is not None and routine.lease is not history.calm)
+            or self._announce.is_heard
+            or scope._process != processes.generation
+        ):
+            return await self._end_slot(slot, scope)
+        answers, report, until = Answers(), INTERRUPTED, clock.monotonic() + CLOSE_SECONDS
+        try:
+            if slot.is_watched:
+                slot.is_watched = slot.refused_write = False
+                if slot.watch.end():
+                    self._take_note(slot, slot.watch)
+            if until < scope.until:
+                until = scope.until
+            async with conn.lock:
+                await line.run_locked(routine.closing.message, answers, until, clock.monotonic)
+            if answers.failed is not None:
+                deadline = Deadline(until, clock.monotonic)
+                await self._take_in(slot, Ending.COMMIT, routine.lease, routine.closing, deadline, answers)
+            slot.baseline.restore(conn)
+            slot.lent += 1
+            report = NOTHING_DUE
+        except FAILURES as error:
+            report = self._not_home(Ending.COMMIT, answers, error)
+        finally:
+            scope.report = report
+            if report is NOTHING_DUE and answers.failed is None:
+                scope.committed = True
+                slot.idle_since = history.released_at = wall
+                slot.best_before = slot.expires if slot.lease is None else min(slot.expires, wall + slot.lease)
+                if not self._slots.give_back(slot):
+                    self._drop(slot, OVER)
+            else:
+                scope.committed = has_committed(answers)
+                self._part_from(slot, report)
+        if scope.committed:
+            self._announce.count_commit()
+            return report
+        problem = self._problem(slot, Ending.COMMIT, answers)
+        if problem is not None:
+            raise problem
+        return report

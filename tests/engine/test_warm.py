@@ -1,0 +1,251 @@
+"""The ordinary request on a warm connection: it takes a way of its own, and nobody can tell."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import psycopg
+import pytest
+from proxy import Cut, Proxy, Side
+from psycopg.conninfo import make_conninfo
+from support import check_replaced_soon, entries, eventually
+
+from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
+from serverless_pg_kit.closing import PREPARE_AFTER
+from serverless_pg_kit.events import Reused
+from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.testing import PostgresServer
+
+SETTLED = PREPARE_AFTER + 4
+"""After so many alike requests a connection has all that the kit prepares."""
+
+TIMEOUTS = "select current_setting('statement_timeout')::interval, current_setting('idle_session_timeout')::interval"
+
+
+def settled(engine: Engine, deadline: float | None = 30.0) -> Slot:
+    """Return the idle slot of `engine` after enough requests with `deadline`."""
+    for _ in range(SETTLED):
+        with engine.request(deadline=deadline) as conn:
+            conn.execute("select 1")
+    slot: Slot
+    [slot] = engine._slots._idle
+    assert slot.routine is not None
+    assert (slot.prepared_timeout is None) == (deadline is None)
+    return slot
+
+
+def outcome(engine: Engine, entry: int) -> bool | None:
+    """Return what the caller hears of a request that writes `entry`: True or False; ``None``: that it is unknown."""
+    try:
+        with engine.request(deadline=30.0) as conn:
+            conn.execute("insert into ledger values (%s)", [entry])
+    except CommitUnknown:
+        return None
+    except TransactionFailed:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("toward", "length"), [("server", 150), ("client", 160)])
+def test_outcome_is_told_right_wherever_the_line_is_cut(
+    make_engine: Any, proxy: Proxy, server: PostgresServer, superuser: Any, ledger: str, toward: Side, length: int
+) -> None:
+    """Cut inside the COMMIT and what follows it, on a connection whose messages are all prepared."""
+    heard: dict[int, bool | None] = {}
+    for entry, after in enumerate(range(0, length, 12)):
+        engine = make_engine(conninfo=proxy.reroute(server.dsn))
+        settled(engine)
+        proxy.arm(Cut(after, toward, b"CLOSE ALL"))
+        heard[entry] = outcome(engine, entry)
+        proxy.disarm()
+        assert eventually(lambda: not is_writing(superuser))
+        with engine.request() as conn:
+            assert conn.execute("select 1").fetchone() == (1,)
+        engine.close()
+    written = set(entries(superuser))
+    assert {entry for entry, told in heard.items() if told} <= written
+    assert not {entry for entry, told in heard.items() if told is False} & written
+    assert None in heard.values(), "no cut met a COMMIT"
+
+
+def is_writing(superuser: psycopg.Connection[Any]) -> bool:
+    """Tell whether a session of the ordinary role is still in a transaction."""
+    row = superuser.execute("select from pg_stat_activity where usename = 'app' and xact_start is not null").fetchone()
+    return row is not None
+
+
+@pytest.mark.parametrize("deadline", [None, 30.0])
+@pytest.mark.parametrize(("toward", "after"), [("server", 0), ("server", 20), ("client", 0), ("client", 20)])
+def test_line_that_is_cut_in_the_open_costs_a_connection_and_no_request(
+    make_engine: Any,
+    proxy: Proxy,
+    server: PostgresServer,
+    superuser: Any,
+    ledger: str,
+    toward: Side,
+    after: int,
+    deadline: float | None,
+) -> None:
+    """Nothing of the user's has run: the request is served on a fresh connection, once."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn))
+    settled(engine, deadline)
+    cut = Cut(after, toward, b"BEGIN")
+    proxy.arm(cut)
+    with engine.request(deadline=deadline) as conn:
+        conn.execute("insert into ledger values (1)")
+    assert cut.done
+    assert entries(superuser) == [1]
+    assert (engine.stats.losses, engine.stats.connects, engine.stats.open) == (1, 2, 1)
+
+
+def test_silent_line_is_replaced_soon(make_engine: Any, proxy: Proxy, server: PostgresServer) -> None:
+    """A connection that lost its server without a word costs about a second."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn))
+    lost = settled(engine, None).conn
+    proxy.hush()
+    check_replaced_soon(engine, lost)
+
+
+def test_error_in_the_open_is_the_callers(make_engine: Any) -> None:
+    """A server that refuses what the kit says is no dead one: its error is raised, and the place is free again."""
+    engine = make_engine(max_size=1)
+    slot = settled(engine)
+    assert slot.routine is not None
+    slot.routine = slot.routine._replace(prepared_opening=b"BEGIN; SELECT 1 / 0")
+    with pytest.raises(psycopg.errors.DivisionByZero), engine.request(deadline=30.0):
+        pass
+    with engine.request(deadline=30.0) as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+
+
+def test_interrupted_open_leaves_nothing(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the open exchange is under way: the connection is closed, and its place is free."""
+    engine = make_engine(max_size=1)
+    slot = settled(engine)
+
+    def interrupt(*values: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(slot.line), "run_locked", interrupt)
+        with pytest.raises(KeyboardInterrupt), engine.request(deadline=30.0):
+            pass
+    assert slot.conn.closed
+    with engine.request(deadline=30.0) as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+
+
+def test_statements_that_are_gone_cost_an_exchange(make_engine: Any) -> None:
+    """Somebody discarded them while the connection was idle: the request is served on it all the same."""
+    engine = make_engine()
+    slot = settled(engine)
+    slot.conn.pgconn.exec_(b"DEALLOCATE ALL")
+    with engine.request(deadline=30.0) as conn:
+        assert conn.info.backend_pid == slot.pid
+        assert conn.execute("select 1", prepare=False).fetchone() == (1,)
+    assert (engine.stats.connects, engine.stats.losses, engine.stats.maintenance_failures) == (1, 0, 0)
+
+
+def test_roles_are_given_back(make_engine: Any, server: PostgresServer) -> None:
+    """The prepared release undoes SET ROLE and SET SESSION AUTHORIZATION, and with them what only they could set."""
+    engine = make_engine(conninfo=make_conninfo(server.superuser_dsn, dbname="app"))
+    settled(engine)
+    who = "select session_user, current_user, current_setting('log_min_messages')"
+    with engine.request() as conn:
+        before = conn.execute(who).fetchone()
+        conn.execute("set log_min_messages = 'panic'; set session authorization app; set role none")
+        assert conn.execute(who).fetchone() == ("app", "app", "panic")
+    with engine.request() as conn:
+        assert conn.execute(who).fetchone() == before
+        conn.execute("set role app")
+    with engine.request() as conn:
+        assert conn.execute(who).fetchone() == before
+    assert engine.stats.connects == 1
+
+
+def test_deadline_of_each_request_holds(make_engine: Any, server: PostgresServer) -> None:
+    """Also of one that has another one than those before, or none."""
+    engine = make_engine()
+    settled(engine, 30.0)
+    for deadline, least in ((30.0, 29.4), (5.0, 4.9), (5.0, 4.9), (5.0, 4.9), (30.0, 29.4), (2.2, 2.1)):
+        with engine.request(deadline=deadline) as conn:
+            timeout, lease = conn.execute(TIMEOUTS).fetchone()
+        assert least <= timeout.total_seconds() <= deadline
+        assert lease.total_seconds() == 300
+    with engine.request() as conn:
+        timeout, lease = conn.execute(TIMEOUTS).fetchone()
+    assert (timeout.total_seconds(), lease.total_seconds()) == (0, 0)
+    assert engine.stats.connects == 1
+
+
+def test_timeouts_are_prepared_when_they_come_again(make_engine: Any, proxy: Proxy, server: PostgresServer) -> None:
+    """A deadline like the one before makes the kit prepare its time-outs; one that comes once does not."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn))
+    settled(engine, 30.0)
+    with proxy.counting() as traffic:
+        for deadline in (30.0, 5.0, 30.0, 5.0, 5.0, 5.0):
+            with engine.request(deadline=deadline) as conn:
+                conn.execute("select 1")
+    opens = [query for query in traffic.queries if query.startswith("BEGIN")]
+    assert ["timed_guard" in query for query in opens] == [True, False, True, False, False, True]
+    assert sum("PREPARE serverless_pg_kit_timed_guard" in query for query in traffic.queries) == 1
+
+
+def test_who_wants_nothing_prepared_gets_nothing(make_engine: Any) -> None:
+    """`prepare_threshold = None` by `configure` holds for the time-outs, too."""
+    engine = make_engine(configure=lambda conn: setattr(conn, "prepare_threshold", None))
+    for _ in range(SETTLED):
+        with engine.request(deadline=30.0) as conn:
+            assert conn.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
+
+
+def test_log_that_is_turned_up_is_heard_soon(make_engine: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody has to make the engine anew to see at level DEBUG what it does."""
+    engine = make_engine()
+    settled(engine)
+
+    def is_logged() -> bool:
+        with engine.request(deadline=30.0):
+            pass
+        return any("Reused" in record.getMessage() for record in caplog.records)
+
+    with caplog.at_level(logging.INFO, "serverless_pg_kit"):
+        assert not is_logged()
+    with caplog.at_level(logging.DEBUG, "serverless_pg_kit"):
+        assert eventually(is_logged)
+
+
+def test_listener_is_told_at_once(make_engine: Any) -> None:
+    """One that is added to a warm engine hears of the very next request, and of its end."""
+    engine = make_engine()
+    settled(engine)
+    heard: list[str] = []
+    engine.add_listener(lambda event: heard.append(type(event).__name__))
+    with engine.request(deadline=30.0):
+        pass
+    assert heard == [Reused.__name__, "Released", "Committed"]
+
+
+def test_thaw_is_seen(make_engine: Any) -> None:
+    """The time of day has outrun the process's own clock: that is told, and counted."""
+    engine = make_engine()
+    settled(engine)
+    engine._drift -= 100
+    with engine.request(deadline=30.0):
+        pass
+    assert engine.stats.thaws == 1
+
+
+def test_counts_are_those_of_any_request(make_engine: Any) -> None:
+    """What takes the short way is counted like the rest."""
+    engine = make_engine()
+    settled(engine)
+    before = engine.stats
+    for _ in range(3):
+        with engine.request(deadline=30.0) as conn:
+            conn.execute("select 1")
+            assert engine.stats.in_use == 1
+    after = engine.stats
+    assert (after.reuses - before.reuses, after.commits - before.commits) == (3, 3)
+    assert (after.in_use, after.open) == (0, 1)
