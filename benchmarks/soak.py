@@ -15,12 +15,15 @@ The latter two connect in a loop with jitter, exponential back-off and the kit's
 in all. ``--kit`` adds the kit with other settings. What the kit warns of is counted below the table, from beginning to
 end of the run; other counts are those of the measured time.
 
-Containers are threads of one process here, nothing is frozen, and client and server share this machine's cores. Where
-the client comes near a whole core, its threads wait for each other, and latencies tell of that as well. So that they
-do so less, the server asks for one iteration of SCRAM instead of 4096: they are work of the client alone, which in a
-fleet every container does for itself (``--scram-iterations`` changes it; PostgreSQL 16 or newer). A server that cannot
-fork fast enough overflows its listen queue, and TCP asks again after seconds: ``nstat TcpExtListenDrops`` counts that.
-The figures are of this machine and no figures of AWS or of any network; compare the rows of one run.
+Containers are threads of some processes here, nothing is frozen, and client and server share this machine's cores. In
+one process hundreds of threads wait for one interpreter, and what they wait for is not the server; ``--processes`` are
+16, because 32 gave much the same and take longer to start. Each is a session of
+its own for Linux, which shares the CPU between sessions first (``sched_autogroup_enabled``): otherwise a client that
+has its answer waits for the server's processes, with a slot in its hands, as no container does that has a CPU of its
+own. The server asks for one iteration of SCRAM instead of 4096: they are work of the client alone, which in a fleet
+every container does for itself (``--scram-iterations`` changes it; PostgreSQL 16 or newer). A server that cannot fork
+fast enough overflows its listen queue, and TCP asks again after seconds: ``nstat TcpExtListenDrops`` counts that. The
+figures are of this machine and no figures of AWS or of any network; compare the rows of one run.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ def allow_open_files() -> None:
 @click.option("--work", default=0.01, show_default=True, type=click.FloatRange(0, 60), help="Seconds of a request.")
 @click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Of each run.")
 @click.option("--warmup", default=5.0, show_default=True, type=click.FloatRange(0, 600), help="Seconds before them.")
+@click.option("--processes", default=16, show_default=True, type=click.IntRange(1, 1000), help="Of the clients.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Runs of each contestant.")
 @click.option("--seed", default=1, show_default=True, help="The same seed gives the same thinking.")
 @click.option(
@@ -117,7 +121,7 @@ def introduction(scenario: Scenario, slots: int, version: int, seed: int) -> str
     """Return the line that says what is measured, and on what."""
     return (
         f"users {', '.join(map(str, scenario.users))}; {slots} slots, {scenario.work * 1000:g} ms of work, "
-        f"{scenario.seconds:g} s after {scenario.warmup:g} s, seed {seed}; "
+        f"{scenario.seconds:g} s after {scenario.warmup:g} s, seed {seed}; {scenario.processes} client processes; "
         f"PostgreSQL {version}, Python {platform.python_version()}, {os.cpu_count()} cores"
     )
 

@@ -18,7 +18,7 @@ from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
 from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
 from serverless_pg_kit.errors import ConnectRejected, ServerlessPgError, SettingsError
-from serverless_pg_kit.events import CredentialsRefreshed, Retrying, Reused, Waited
+from serverless_pg_kit.events import CredentialsRefreshed, Paused, Retrying, Reused, Waited
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.line import Line
 from serverless_pg_kit.opening import Opening
@@ -104,6 +104,7 @@ class Acquiring(AcquiringBase):
         return failure is None
 
     def _open_fresh(self, scope: Work, retry: Retry) -> Slot:
+        self._let_others_pass(retry)
         while True:
             slot = self._connect(retry)
             deadline = self._fresh_open_deadline(retry)
@@ -119,6 +120,12 @@ class Acquiring(AcquiringBase):
             if isinstance(outcome, Slot):
                 return outcome
             self._pause(retry, outcome)
+
+    def _let_others_pass(self, retry: Retry) -> None:
+        delay = retry.target.history.first_delay(retry.deadline.remaining())
+        if delay > 0:
+            self._announce(Paused(delay))
+            pause(self._clock, delay)
 
     def _pause(self, retry: Retry, failure: Failure) -> None:
         if self._renew(retry, failure):

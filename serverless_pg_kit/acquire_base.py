@@ -198,6 +198,7 @@ class AcquiringBase(EngineBase):
             expires=float("inf") if lifetime is None else now + lifetime * (1 - self._clock.dice() / 10),
             generation=self._slots.generation,
         )
+        slot.waited = retry.waited
         self._open_slots.add(slot)
         conn.add_notice_handler(slot.hear)
         baseline.keep_notice_handler(slot.hear)
@@ -260,6 +261,7 @@ class AcquiringBase(EngineBase):
         if scope.isolation_level is not None or scope.read_only is not None:
             mode = transaction_mode(conn, scope.isolation_level, scope.read_only)
         begins = scope.transaction and not slot.is_autocommit
+        is_due = slot.direct is None and self._may_census(slot) and not slot.history.put_census_off(slot.waited)
         return plan_open(
             slot,
             settings.statements,
@@ -268,7 +270,7 @@ class AcquiringBase(EngineBase):
             reset=settings.reset,
             ping=not begins and slot.lent > 0 and self._idle_seconds(slot) >= settings.check_after,
             session=settings.session if slot.direct is None else {},
-            census=self._census_message(slot) if slot.direct is None and self._may_census(slot) else "",
+            census=self._census_message(slot) if is_due else "",
         )
 
     def _introduce(self, slot: Slot, opening: Opening, answers: Answers) -> None:

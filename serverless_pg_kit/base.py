@@ -275,6 +275,8 @@ class EngineBase:
             self._drop(slot, f"dead ({seen})", Lost(slot.pid, seen, idle))
 
     def _expire(self, slot: Slot, reason: str, seconds: float) -> None:
+        if reason == "lease":
+            slot.history.note_yield()
         self._drop(slot, reason, Expired(slot.pid, reason, seconds))
 
     def _drop(self, slot: Slot, reason: str, *why: Event) -> None:

@@ -107,6 +107,14 @@ class Retrying(Event):
     attempts: int
 
 
+class Paused(Event):
+    """A request lets others pass, for `seconds`, before its first attempt to connect: the container gave up its last
+    connection for them, and it took long to come by."""
+
+    counter = "pauses"
+    seconds: float
+
+
 class CredentialsRefreshed(Event):
     """The server rejected what the setting ``credentials`` returned, so they were asked again, which took `seconds`.
     `changed` tells whether they said something else; if so, it is tried at once."""

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections import deque
 
 from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.decisions.backoff import first_delay
 from serverless_pg_kit.decisions.census import Census, census_interval
-from serverless_pg_kit.decisions.lease import PATIENCE, REFUSAL_MEMORY, Lease, Standing, choose_lease
+from serverless_pg_kit.decisions.lease import (
+    KNOWN_INTERVALS,
+    PATIENCE,
+    REFUSAL_MEMORY,
+    Lease,
+    Standing,
+    choose_lease,
+    may_skip_census,
+)
 from serverless_pg_kit.settings import Settings
 
 PAUSES = 7
@@ -35,8 +44,11 @@ class History:
         "_census",
         "_clock",
         "_connect_seconds",
+        "_connected_at",
         "_counted_at",
         "_down_until",
+        "_has_yielded",
+        "_latest_connect",
         "_reap_at",
         "_refused_at",
         "_settings",
@@ -59,6 +71,9 @@ class History:
         self._counted_at = NEVER
         self._refused_at = NEVER
         self._connect_seconds = USUAL_CONNECT
+        self._latest_connect = USUAL_CONNECT
+        self._connected_at = NEVER
+        self._has_yielded = False  # since then
         self.pauses: deque[float] = deque(maxlen=PAUSES)
         self.released_at: float = NEVER
         self.census_refused_until: float = NEVER
@@ -101,8 +116,36 @@ class History:
         return self._clock.wall() < self._down_until
 
     def note_connect(self, seconds: float) -> None:
-        """Remember how many `seconds` a connect took."""
+        """Remember how many `seconds` a connect took that has just succeeded."""
         self._connect_seconds += NEWEST_SHARE * (seconds - self._connect_seconds)
+        self._latest_connect, self._connected_at, self._has_yielded = seconds, self._clock.wall(), False
+
+    def note_yield(self) -> None:
+        """Remember that a connection was given up for others, or ended by its lease."""
+        self._has_yielded = True
+
+    def first_delay(self, remaining: float) -> float:
+        """Return the seconds to wait before a first attempt to connect, which has `remaining` seconds."""
+        if not self._has_yielded:
+            return 0.0
+        ago = self._clock.wall() - self._connected_at
+        return first_delay(self._latest_connect, ago, remaining=remaining, dice=self._clock.dice())
+
+    def put_census_off(self, waited: float) -> bool:
+        """Put off the census that a new connection, which was `waited` for, would take, if enough is known without it;
+        tell whether."""
+        wall, ttl = self._clock.wall(), self._settings.census_ttl
+        is_known = may_skip_census(
+            self._census,
+            wall - self._counted_at,
+            wall - self._refused_at,
+            waited,
+            ttl=ttl,
+            conn_utilization=self._settings.conn_utilization,
+        )
+        if is_known:
+            self.census_at = max(self.census_at, self._counted_at + ttl * KNOWN_INTERVALS)
+        return is_known
 
     def note_request(self, wall: float) -> None:
         """Remember the pause before a request that begins now, at `wall`."""

@@ -21,6 +21,7 @@ class Stats(NamedTuple):
     connects: int = 0
     refusals: int = 0
     retries: int = 0
+    pauses: int = 0
     credential_refreshes: int = 0
     reuses: int = 0
     waits: int = 0

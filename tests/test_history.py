@@ -243,15 +243,15 @@ def test_age_of_the_connection_ends_its_turn(history: History, hands: Hands) -> 
     history.note_census(FULL, MIDDLE)
     for _ in range(PAUSES):
         serve(history, hands, pause=0.001)
-    assert seconds(history, hands, age=0.4) == USUAL_CONNECT
-    assert seconds(history, hands, age=0.5) == 0
+    assert seconds(history, hands, age=0.09) == USUAL_CONNECT
+    assert seconds(history, hands, age=0.11) == 0
 
 
 def test_long_wait_shortens_the_turn(history: History, hands: Hands) -> None:
     """Of two connections of the same age, the one that had to be waited for is given up first."""
     history.note_census(FULL, MIDDLE)
-    assert seconds(history, hands, age=0.2, waited=0.0) == USUAL_CONNECT
-    assert seconds(history, hands, age=0.2, waited=5.0) == 0
+    assert seconds(history, hands, age=0.05, waited=0.0) == USUAL_CONNECT
+    assert seconds(history, hands, age=0.05, waited=5.0) == 0
 
 
 def test_measured_connects_replace_the_guess(history: History, hands: Hands) -> None:
@@ -306,3 +306,47 @@ def test_full_server_is_pressure_even_if_it_may_be_full(hands: Hands) -> None:
     assert seconds(history, hands) == USUAL_CONNECT
     hands.move(1.0)
     assert seconds(history, hands, age=1.0) == 0
+
+
+def test_who_gave_up_what_took_long_lets_others_pass(history: History, hands: Hands) -> None:
+    """Once, and only who gave its connection up after a slow connect of a moment ago."""
+    history.note_connect(0.45)
+    assert history.first_delay(10.0) == 0.0
+    history.note_yield()
+    assert 0.3 <= history.first_delay(10.0) <= 0.9
+    history.note_connect(0.45)
+    assert history.first_delay(10.0) == 0.0
+    history.note_yield()
+    hands.move(0.0, frozen=60.0)
+    assert history.first_delay(10.0) == 0.0
+
+
+def test_slow_connect_before_the_latest_tells_nothing(history: History) -> None:
+    """The line has gone: whoever comes back need not keep away from it."""
+    history.note_connect(30.0)
+    history.note_connect(0.25)
+    history.note_yield()
+    assert history.first_delay(10.0) == 0.0
+
+
+def test_census_of_a_new_connection_is_put_off_under_pressure(history: History, hands: Hands) -> None:
+    """The one that it would take otherwise, in its first message or in the one that ends its request."""
+    history.note_refusal()
+    assert not history.put_census_off(0.0)
+    history.note_census(FULL, MIDDLE)
+    hands.move(3.0)
+    assert history.put_census_off(0.0)
+    assert history.census_at - hands.wall == pytest.approx(9.0)
+    hands.move(3.0)
+    assert not history.put_census_off(0.0)  # the refusal is forgotten
+    assert history.put_census_off(0.6)
+    hands.move(6.0)
+    assert not history.put_census_off(0.6)
+
+
+def test_census_that_is_due_every_time_is_never_put_off(hands: Hands) -> None:
+    """With `census_ttl=0` nothing is known for any time."""
+    history = History(hands.clock(), Settings(census_ttl=0.0))
+    history.note_refusal()
+    history.note_census(FULL, MIDDLE)
+    assert not history.put_census_off(60.0)

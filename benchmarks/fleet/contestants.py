@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import psycopg
@@ -166,4 +167,4 @@ def _parse_variant(text: str) -> Contestant:
         raise ValueError("conninfo is that of the soak's own server")
     names: dict[str, Any] = {name: read_text(name, value) for name, value in texts.items()}
     Settings(**names)
-    return Contestant(f"kit {text}", lambda dsn: Kit(dsn, **names), plain=False)
+    return Contestant(f"kit {text}", partial(Kit, **names), plain=False)

@@ -1,38 +1,41 @@
-"""One run: all containers of one contestant against the server, for a while."""
+"""One run: all containers of one contestant against the server, for a while, in several client processes."""
 
 from __future__ import annotations
 
-import logging
-import threading
+import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from random import Random
 from typing import NamedTuple
 
-from fleet.contestants import Client, Contestant
+from fleet.contestants import Contestant
 from fleet.cpu import server_seconds
-from fleet.figures import Figures, Request, Window, figures
+from fleet.crew import LEAVE_WITHIN, Log, Member, Orders, Timetable, serve, sleep_until
+from fleet.figures import Figures, Window, figures
 from fleet.scenario import Users
-from serverless_pg_kit.simulator.measure import reason
 from serverless_pg_kit.testing import PostgresServer
 
-STACK = 512 * 1024  # bytes: a container needs little, and there are hundreds
-GAUGES = ("open", "in_use")  # counts that go up and down
-LEAVE_WITHIN = 90.0  # three times what the contestants wait for a connection
+HEAD_START = 0.2  # seconds until a timetable has reached all crews
 SESSIONS = "select count(*) from pg_stat_activity where usename = 'app'"
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Classes of `users`, the seconds of `work` in a request, seconds of `warmup` and then the `seconds` that count."""
+    """Classes of `users`, the seconds of `work` in a request, seconds of `warmup` and then the `seconds` that count.
+
+    The containers are dealt out to so many `processes`.
+    """
 
     users: Sequence[Users]
     work: float
     warmup: float
     seconds: float
+    processes: int
 
 
 @dataclass(frozen=True)
@@ -53,142 +56,104 @@ class Run:
     warnings: Counter[str]
 
 
-class Warnings(logging.Handler):
-    """Counts what the kit warns of, by the first line of its text, instead of printing it hundreds of times."""
+class Crew(NamedTuple):
+    """A client process, and the line to it."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.texts: Counter[str] = Counter()
+    process: BaseProcess
+    line: Connection[object, object]
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Count a warning."""
-        first_line = record.getMessage().partition(r"\n")[0]  # of a repr, where line ends are escaped
-        self.texts[first_line] += 1
-
-
-class Shift:
-    """When all containers begin to ask, and when they stop."""
-
-    def __init__(self) -> None:
-        self.begun = threading.Event()
-        self.over = threading.Event()
-
-
-class Container(threading.Thread):
-    """A container: during its `shift` its user thinks, asks, waits for the answer, and so on."""
-
-    def __init__(self, client: Client, pauses: Iterator[float], query: bytes, shift: Shift) -> None:
-        super().__init__(daemon=True)
-        self.client = client
-        self.requests: list[Request] = []
-        self._pauses = pauses
-        self._query = query
-        self._shift = shift
-
-    def run(self) -> None:
-        """Ask until the shift is over; then close what is open."""
-        self._shift.begun.wait()
-        for pause in self._pauses:
-            if self._shift.over.wait(pause) if pause else self._shift.over.is_set():
-                break
-            self.requests.append(self._ask())
-        self.client.close()
-
-    def _ask(self) -> Request:
-        began, problem = time.monotonic(), ""
+    def hear(self) -> object:
+        """Return what it sends next. Raises ``RuntimeError`` if it has ended instead."""
         try:
-            self.client.serve(self._query)
-        except Exception as error:
-            problem = f"{type(error).__name__}: {reason(str(error))}"
-        return Request(began, time.monotonic(), problem)
-
-
-class Reading(NamedTuple):
-    """The clocks and counters at one moment."""
-
-    at: float
-    client_cpu: float
-    server_cpu: float | None
-    counts: Counter[str]
+            return self.line.recv()
+        except EOFError:
+            raise RuntimeError("a client process has ended before its time; see what it printed") from None
 
 
 def run(server: PostgresServer, contestant: Contestant, scenario: Scenario, seed: str) -> Run:
     """Let `contestant` serve `scenario` and return what came of it; the same `seed` gives the same thinking.
 
-    Raises ``RuntimeError`` if containers or sessions are left over at the end.
+    Raises ``RuntimeError`` if containers or sessions are left over at the end, or a client process is not.
     """
-    shift, warnings = Shift(), Warnings()
-    groups = [_containers(server, contestant, scenario, users, shift, seed) for users in scenario.users]
-    fleet = [container for group in groups for container in group]
+    orders = [
+        Orders(contestant, server.dsn, scenario.users, scenario.work, seed, members)
+        for members in deal(scenario.users, scenario.processes, seed)
+    ]
+    with _crews(orders) as crews:
+        timetable = _timetable(scenario)
+        for crew in crews:
+            crew.line.send(timetable)
+        server_cpu = _server_seconds_of(timetable.window, server.pid)
+        logs = [log for log in (crew.hear() for crew in crews) if isinstance(log, Log)]
+    _check_left(server, logs, timetable.window.end + LEAVE_WITHIN)
+    return _summary(contestant, scenario, timetable.window, logs, server_cpu)
+
+
+def deal(users: Sequence[Users], processes: int, seed: str) -> list[list[Member]]:
+    """Return the members of each crew: as many everywhere, give or take one, and their classes well mixed."""
+    fleet = [Member(group, number) for group, one in enumerate(users) for number in range(one.size)]
     Random(seed).shuffle(fleet)  # who begins first gets the slots first
-    with _listening(warnings):
-        with _small_stacks():
-            for container in fleet:
-                container.start()
-        shift.begun.set()
-        time.sleep(scenario.warmup)
-        before = _read(server, fleet)
-        time.sleep(max(0.0, before.at + scenario.seconds - time.monotonic()))
-        after = _read(server, fleet)
-        shift.over.set()
-        _wait_until_left(server, fleet, after.at + LEAVE_WITHIN)
-    window, left = Window(before.at, after.at), time.monotonic()
+    return [fleet[start::processes] for start in range(min(processes, len(fleet)))]
+
+
+@contextmanager
+def _crews(orders: Sequence[Orders]) -> Iterator[list[Crew]]:
+    """Start a process for each of `orders`, and wait until all have their containers; end them after the block."""
+    context = multiprocessing.get_context("spawn")
+    crews = []
+    for one in orders:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, one), daemon=True)
+        process.start()
+        theirs.close()  # so that its end is heard here
+        crews.append(Crew(process, ours))
+    try:
+        for crew in crews:
+            crew.hear()
+        yield crews
+    finally:
+        for crew in crews:
+            crew.line.close()
+            crew.process.terminate()
+            crew.process.join()
+
+
+def _timetable(scenario: Scenario) -> Timetable:
+    begin = time.monotonic() + HEAD_START
+    start = begin + scenario.warmup
+    return Timetable(begin, Window(start, start + scenario.seconds))
+
+
+def _server_seconds_of(window: Window, pid: int) -> float | None:
+    """Return the CPU seconds of the server in `window`, after that; ``None`` where that cannot be known."""
+    sleep_until(window.start)
+    before = server_seconds(pid)
+    sleep_until(window.end)
+    after = server_seconds(pid)
+    return None if before is None or after is None else after - before
+
+
+def _summary(
+    contestant: Contestant, scenario: Scenario, window: Window, logs: Sequence[Log], server_cpu: float | None
+) -> Run:
+    left = time.monotonic()
+    groups = [[request for log in logs for request in log.requests[group]] for group in range(len(scenario.users))]
+    counts = sum((log.counts for log in logs), Counter())
     return Run(
         contestant.name,
-        [figures(str(users), _requests(group), window) for users, group in zip(scenario.users, groups, strict=True)],
-        figures("all", _requests(fleet), window),
-        {name: count - (0 if name in GAUGES else before.counts[name]) for name, count in after.counts.items()},
-        after.client_cpu - before.client_cpu,
-        None if after.server_cpu is None or before.server_cpu is None else after.server_cpu - before.server_cpu,
-        left - after.at,
-        warnings.texts,
+        [figures(str(users), group, window) for users, group in zip(scenario.users, groups, strict=True)],
+        figures("all", [request for group in groups for request in group], window),
+        dict(counts),
+        sum(log.cpu for log in logs),
+        server_cpu,
+        left - window.end,
+        sum((log.warnings for log in logs), Counter()),
     )
 
 
-def _containers(
-    server: PostgresServer, contestant: Contestant, scenario: Scenario, users: Users, shift: Shift, seed: str
-) -> list[Container]:
-    query = f"select pg_sleep({scenario.work})".encode()
-    dice = [Random(f"{seed} {users} {number}") for number in range(users.size)]
-    return [Container(contestant.make(server.dsn), users.pauses(rng), query, shift) for rng in dice]
-
-
-def _requests(containers: Iterable[Container]) -> Iterator[Request]:
-    for container in containers:
-        yield from container.requests
-
-
-def _read(server: PostgresServer, fleet: Sequence[Container]) -> Reading:
-    at, client_cpu, server_cpu = time.monotonic(), time.process_time(), server_seconds(server.pid)
-    counts: Counter[str] = Counter()
-    for container in fleet:
-        counts.update(container.client.counts())
-    return Reading(at, client_cpu, server_cpu, counts)
-
-
-@contextmanager
-def _listening(handler: logging.Handler) -> Iterator[None]:
-    logger = logging.getLogger("serverless_pg_kit")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-@contextmanager
-def _small_stacks() -> Iterator[None]:
-    before = threading.stack_size(STACK)
-    try:
-        yield
-    finally:
-        threading.stack_size(before)
-
-
-def _wait_until_left(server: PostgresServer, fleet: Sequence[Container], deadline: float) -> None:
-    for container in fleet:
-        container.join(max(0.0, deadline - time.monotonic()))
-    hanging = sum(container.is_alive() for container in fleet)
+def _check_left(server: PostgresServer, logs: Sequence[Log], deadline: float) -> None:
+    """Wait until the sessions of the fleet have ended. Raises ``RuntimeError`` if anybody does not leave."""
+    hanging = sum(log.hanging for log in logs)
     if hanging:
         raise RuntimeError(f"{hanging} containers still wait for an answer {LEAVE_WITHIN:g} s after the end of the run")
     with server.superuser() as conn:

@@ -182,6 +182,7 @@ class Cleaning(Acquiring, CleaningBase):
         else:
             report = report_room(census, settings.conn_utilization, self._strategy(slot), killed)
         if report.decision == "yielded":
+            slot.history.note_yield()
             self._announce(Yielded(slot.pid, report.reason))
         return report
 

@@ -18,6 +18,22 @@ UNKNOWN_DELAY = 1.0
 """Seconds between attempts after a failure nobody understands: it may be a login that fails for good, and a tighter
 loop could lock an account."""
 
+QUICK_CONNECT = 0.25
+"""Seconds that a connect may take without telling of a line: the server may be far away, or busy for a moment."""
+
+PACE = 3.0
+"""How many times as long as its latest connect took a container stays away after giving its connection up for others:
+then each has an attempt under way for a quarter of the time that it is without a connection."""
+
+LONGEST_PAUSE = 2.0
+"""Seconds: the longest that a container stays away."""
+
+PAUSE_SHARE = 0.25
+"""Share of the time that a request has left for its connection that may go by before the first attempt."""
+
+PACE_MEMORY = 10.0
+"""Seconds after which what a connect took tells nothing of the next one."""
+
 LAST_CHANCE = 0.05
 LONGEST_CHANCE = 0.5
 """Seconds kept for the last attempt, the one made just before the deadline: as long as the slowest so far, within these
@@ -60,6 +76,24 @@ def next_delay(
     if failure.kind is FailureKind.UNKNOWN:
         return UNKNOWN_DELAY if latest >= UNKNOWN_DELAY else None
     return min(dice * backoff.ceiling(attempts), latest)
+
+
+def first_delay(connect_seconds: float, connected_ago: float, *, remaining: float, dice: float) -> float:
+    """Return the seconds to wait before the first attempt of a container that gave its last connection up for others.
+
+    Its latest connect took `connect_seconds`, `connected_ago` seconds before; `remaining` seconds are left. `dice` is a
+    random number in [0, 1).
+
+    Where many take turns, it is connecting that the server is short of. All that try at the same time wait in line for
+    it: in the server's listen queue, and those for whom that is too short wait for TCP to ask again, after 1, 2 and 4
+    seconds, whoever came first. So a container that stood in line lets others have it to themselves for a while; the
+    line stays short, and nobody waits there for very long. A quick connect had no line before it: then there is no
+    pause, nor is there one for long.
+    """
+    if not 0 <= connected_ago < PACE_MEMORY:
+        return 0.0
+    queued = max(0.0, connect_seconds - QUICK_CONNECT)
+    return min(queued * PACE * (0.5 + dice), LONGEST_PAUSE, max(0.0, remaining) * PAUSE_SHARE)
 
 
 def may_retry(backoff: Backoff, failure: Failure, attempts: int) -> bool:

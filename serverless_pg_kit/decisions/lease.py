@@ -20,20 +20,26 @@ REFUSAL_MEMORY = 5.0
 NEW_SHARE = 0.25
 """Share of a fleet's sessions younger than a second above which its containers seem to take turns."""
 
-LONGEST_TURN = 0.5
+LONGEST_TURN = 0.1
 """Seconds that a connection serves under pressure before it is another container's turn; more only where a connect
-takes so long that `CONNECT_SHARE` asks for it."""
+takes so long that `CONNECT_SHARE` asks for it. With turns of half a second, 200 containers that did not think took the
+slots and the CPU of 500 that did (`benchmarks/soak.py`)."""
 
 PATIENCE = 0.5
 """Seconds of waiting for a connection above which the turns grow shorter: the longer the line, the shorter the turn."""
 
-CONNECT_SHARE = 0.05
-"""Share of a turn that connecting may take: however long the line, a turn is not shorter than that allows."""
+CONNECT_SHARE = 0.25
+"""Share of a turn that connecting may take: however long the line, a turn is not shorter than that allows. Where many
+take turns most of that time is waiting; of the server's CPU a connect took 3 ms."""
 
 CHEAPEST_CONNECT = 0.002
 DEAREST_CONNECT = 0.03
 """Bounds in seconds of what a reconnect is taken to cost. A measured time can be longer because the client had to wait
 for its CPU; a lease as long as that would only prolong the jam."""
+
+
+KNOWN_INTERVALS = 2.0
+"""For so many ``census_ttl`` a container that has reason to believe in pressure need not count anew to know of it."""
 
 
 class Standing(NamedTuple):
@@ -94,14 +100,40 @@ def is_pressed(standing: Standing, conn_utilization: float) -> bool:
     slots that no census sees; and above `conn_utilization` when many sessions are new, because then others take turns.
     """
     census = standing.census
-    suspects = standing.refused_ago < REFUSAL_MEMORY or standing.waited > PATIENCE
+    suspects = has_suspicion(standing.refused_ago, standing.waited)
     if census is None:
         return suspects
     if suspects:
-        return census.room <= 0 or census.utilization > conn_utilization / 2
+        return not is_ample(census, conn_utilization)
     if census.room <= 0 or census.utilization > (1 + conn_utilization) / 2:
         return True
     return census.utilization > conn_utilization and census.fleet_new > census.fleet_used * NEW_SHARE
+
+
+def has_suspicion(refused_ago: float, waited: float) -> bool:
+    """Tell whether an engine refused `refused_ago` seconds before, or kept waiting for `waited`, believes in pressure
+    until a census sees ample room."""
+    return refused_ago < REFUSAL_MEMORY or waited > PATIENCE
+
+
+def is_ample(census: Census, conn_utilization: float) -> bool:
+    """Tell whether so little is in use, half as much as wanted, that there can be no pressure."""
+    return census.room > 0 and census.utilization <= conn_utilization / 2
+
+
+def may_skip_census(
+    census: Census | None, counted_ago: float, refused_ago: float, waited: float, *, ttl: float, conn_utilization: float
+) -> bool:
+    """Tell whether a new connection, which was `waited` for, need not count although that is due.
+
+    A census costs a new backend several times what it costs one that has been asked before, and as much as connecting
+    itself: where a fleet takes turns, every container would pay that each time to learn what it knows. So one that has
+    reason to believe in pressure goes by the latest `census`, taken `counted_ago` seconds before, for some times the
+    `ttl`, unless that saw ample room.
+    """
+    if census is None or not 0 <= counted_ago < ttl * KNOWN_INTERVALS:
+        return False
+    return has_suspicion(refused_ago, waited) and not is_ample(census, conn_utilization)
 
 
 def with_room(census: Census | None, longest: float, conn_utilization: float) -> tuple[float, str]:

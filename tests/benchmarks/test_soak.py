@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from fleet import cpu
+from fleet.container import Warnings
 from fleet.contestants import CONTESTANTS, parse_contestants, parse_variants
 from fleet.figures import Figures, Request, Window, figures
 from fleet.report import aligned, choose_reference, final_text, run_text
-from fleet.run import Run, Warnings
+from fleet.run import Run, deal
 from fleet.scenario import Users, parse_users
 from serverless_pg_kit.events import MaintenanceFailed
 from soak import main, turns
@@ -100,6 +101,21 @@ def test_turns_rotate() -> None:
 
     assert [number for number, _ in order] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
     assert "".join(initial for _, initial in order) == "kmpmpkpkmkmp"
+
+
+@pytest.mark.parametrize("processes", [1, 3, 50])
+def test_every_user_is_in_one_process(processes: int) -> None:
+    """Users are dealt out evenly, in an order that is the seed's; no process is left without one."""
+    users = [Users(7, 1.0), Users(3, 0.0)]
+    hands = deal(users, processes, "7")
+    sizes = [len(hand) for hand in hands]
+
+    assert sorted(itertools.chain(*hands)) == [(0, number) for number in range(7)] + [
+        (1, number) for number in range(3)
+    ]
+    assert max(sizes) - min(sizes) <= 1
+    assert 0 not in sizes
+    assert deal(users, processes, "7") == hands != deal(users, processes, "8")
 
 
 def test_figures() -> None:
@@ -210,9 +226,9 @@ def test_final_report_without_reference() -> None:
 
 def test_soak() -> None:
     """A short soak lets every contestant serve and compares them in the end."""
-    small = "--users 4x0.05,2x0 --slots 4 --work 0.005 --seconds 0.5 --warmup 0.2 --rounds 1 --kit census_ttl=0"
+    small = "--users 4x0.05,2x0 --slots 4 --work 0.005 --seconds 0.5 --warmup 0.2 --rounds 1 --processes 2"
 
-    result = CliRunner().invoke(main, small.split(), catch_exceptions=False)
+    result = CliRunner().invoke(main, [*small.split(), "--kit", "census_ttl=0"], catch_exceptions=False)
 
     assert result.exit_code == 0
     _, _, *rows = result.output.rpartition("medians of 1 rounds")[2].splitlines()

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serverless_pg_kit.decisions.backoff import LAST_CHANCE, LONGEST_CHANCE, UNKNOWN_DELAY, Backoff, next_delay
+from serverless_pg_kit.decisions.backoff import (
+    LAST_CHANCE,
+    LONGEST_CHANCE,
+    LONGEST_PAUSE,
+    PACE_MEMORY,
+    UNKNOWN_DELAY,
+    Backoff,
+    first_delay,
+    next_delay,
+)
 from serverless_pg_kit.decisions.classify import Failure, FailureKind
 
 CAPACITY = Failure(FailureKind.CAPACITY, "full")
@@ -83,3 +92,30 @@ def test_limit_of_a_single_rule_holds() -> None:
     named = Failure(FailureKind.NETWORK, "name", max_retries=1)
     assert delay(named, attempts=1) is not None
     assert delay(named, attempts=2) is None
+
+
+def test_who_stood_in_line_stays_away_for_three_times_as_long() -> None:
+    """Give or take half, and not counted what a connect takes without a line."""
+    pauses = [first_delay(0.45, 1.0, remaining=10.0, dice=dice) for dice in (0.0, 0.5, 1.0)]
+    assert pauses == pytest.approx([0.3, 0.6, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("connect_seconds", "connected_ago", "remaining"),
+    [(0.25, 1.0, 10.0), (1.0, PACE_MEMORY, 10.0), (1.0, -1.0, 10.0), (1.0, 1.0, 0.0), (1.0, 1.0, -1.0)],
+)
+def test_nobody_stays_away_for_nothing(connect_seconds: float, connected_ago: float, remaining: float) -> None:
+    """After a quick connect, one of long ago, or without time there is no pause."""
+    assert first_delay(connect_seconds, connected_ago, remaining=remaining, dice=1.0) == 0.0
+
+
+@given(
+    connect_seconds=st.floats(0, 100),
+    connected_ago=st.floats(-100, 100),
+    remaining=st.floats(-1, 100),
+    dice=st.floats(0, 1, exclude_max=True),
+)
+def test_staying_away_is_bounded(connect_seconds: float, connected_ago: float, remaining: float, dice: float) -> None:
+    """By seconds, and by a quarter of the time that is left: the attempts get the rest."""
+    seconds = first_delay(connect_seconds, connected_ago, remaining=remaining, dice=dice)
+    assert 0.0 <= seconds <= min(LONGEST_PAUSE, max(0.0, remaining) / 4)

@@ -22,6 +22,8 @@ from serverless_pg_kit.decisions.lease import (
     Lease,
     Standing,
     choose_lease,
+    is_pressed,
+    may_skip_census,
     turn_seconds,
     usual_pause,
 )
@@ -349,10 +351,10 @@ def test_connect_that_is_cheap_or_dear_is_taken_for_less_so(connect_seconds: flo
     assert choose(standing(connect_seconds=connect_seconds)).seconds == hold
 
 
-@given(age=st.floats(0.495, 0.5, exclude_max=True))
+@given(age=st.floats(0.095, 0.1, exclude_max=True))
 def test_hold_ends_with_the_turn(age: float) -> None:
     """Towards the end of its turn a connection stays idle for no longer than what is left of it."""
-    assert choose(standing(age=age)).seconds == pytest.approx(min(0.005, 0.5 - age))
+    assert choose(standing(age=age)).seconds == pytest.approx(min(0.005, 0.1 - age))
 
 
 @given(cost=COSTS, waited=SECONDS)
@@ -367,13 +369,13 @@ def test_turns_spend_little_on_connecting(cost: float, waited: float) -> None:
 @pytest.mark.parametrize(
     ("cost", "waited", "seconds"),
     [
-        (0.005, 0.0, 0.5),
-        (0.005, 0.5, 0.5),
-        (0.005, 1.0, 0.25),
-        (0.005, 2.0, 0.125),
-        (0.005, 60.0, 0.1),
-        (0.002, 60.0, 0.04),
-        (0.03, 0.0, 0.6),
+        (0.005, 0.0, 0.1),
+        (0.005, 0.5, 0.1),
+        (0.005, 1.0, 0.05),
+        (0.005, 2.0, 0.025),
+        (0.005, 60.0, 0.02),
+        (0.002, 60.0, 0.008),
+        (0.03, 0.0, 0.12),
     ],
 )
 def test_longer_line_makes_shorter_turns(cost: float, waited: float, seconds: float) -> None:
@@ -385,7 +387,37 @@ def test_longer_line_makes_shorter_turns(cost: float, waited: float, seconds: fl
 @pytest.mark.parametrize("connect_seconds", [0.0, 0.005, 0.02, 60.0])
 def test_whole_turn_is_served_and_then_ends(connect_seconds: float, waited: float) -> None:
     """Called all the time, a container keeps its connection through its turn, and closes at the first end after it."""
-    ages = [number / 100 for number in range(100)]
+    ages = [number / 1000 for number in range(200)]
     known = standing(connect_seconds=connect_seconds, gaps=[0.0] * 7, waited=waited)
     kept = [choose(known._replace(age=age)).seconds > 0 for age in ages]
     assert kept == [age < turn_seconds(bounded(connect_seconds), waited) for age in ages]
+
+
+def skips(census: Census | None, counted_ago: float = 1.0, refused_ago: float = NEVER, waited: float = 0.0) -> bool:
+    """Tell whether a new connection does without a census, at the settings' defaults."""
+    return may_skip_census(census, counted_ago, refused_ago, waited, ttl=6.0, conn_utilization=0.8)
+
+
+@pytest.mark.parametrize(("refused_ago", "waited"), [(0.0, 0.0), (NEVER, 0.6)])
+def test_suspicion_that_a_census_did_not_allay_needs_no_other(refused_ago: float, waited: float) -> None:
+    """Who was refused or had to wait, and has seen lately that there is no ample room, need not pay to see it again."""
+    assert skips(FULL, 11.9, refused_ago, waited)
+    assert skips(server(41), 0.0, refused_ago, waited)
+    assert not skips(FULL, 12.0, refused_ago, waited)
+    assert not skips(server(40), 0.0, refused_ago, waited)
+    assert not skips(None, 0.0, refused_ago, waited)
+    assert not skips(FULL, -1.0, refused_ago, waited)  # the clock was set back
+
+
+def test_without_suspicion_a_new_connection_counts() -> None:
+    """However full the server was a moment ago: a fleet never fills it unseen, nor goes on to believe it full."""
+    assert not skips(FULL)
+
+
+@given(known=STANDINGS, counted_ago=SECONDS, conn_utilization=UTILIZATIONS)
+def test_census_is_skipped_only_under_pressure(known: Standing, counted_ago: float, conn_utilization: float) -> None:
+    """What goes by the latest census goes by one that makes it give its connection up soon."""
+    may_skip = may_skip_census(
+        known.census, counted_ago, known.refused_ago, known.waited, ttl=6.0, conn_utilization=conn_utilization
+    )
+    assert not may_skip or is_pressed(known, conn_utilization)

@@ -13,7 +13,7 @@ from support import eventually, kill
 from serverless_pg_kit import Engine, TooManyConnections
 from serverless_pg_kit.clock import Clock
 from serverless_pg_kit.decisions.cleaning import CleanReport, surplus
-from serverless_pg_kit.events import Counted, Event
+from serverless_pg_kit.events import Counted, Event, Paused
 from serverless_pg_kit.statements import ELECTION_KEY
 from serverless_pg_kit.testing import PostgresServer
 
@@ -281,3 +281,38 @@ def test_census_on_demand_is_taken_whatever_others_do(make_engine: Any) -> None:
     engine.census()
     engine._history.census_at = float("inf")  # as after another's census
     assert engine.census().used >= 1
+
+
+def test_who_gave_up_what_was_hard_to_come_by_lets_others_pass(make_engine: Any) -> None:
+    """Where connecting takes long because many try, a container that had its turn does not line up again at once."""
+    events: list[Event] = []
+    engine = make_engine(max_connections=1, on_event=events.append)
+    assert serve(engine).decision == "yielded"
+    engine._history._latest_connect = 0.35
+    serve(engine)
+    [pause] = [event for event in events if isinstance(event, Paused)]
+    assert 0.15 <= pause.seconds <= 0.45
+    assert (engine.stats.pauses, engine.stats.connects) == (1, 2)
+
+
+def test_dead_connection_is_replaced_without_a_pause(make_engine: Any, superuser: Any) -> None:
+    """Who gave nothing up has nothing to wait for, however long its latest connect took."""
+    engine = make_engine(max_connections=PLENTY)
+    serve(engine)
+    engine._history._latest_connect = 5.0
+    kill(superuser, engine._slots._idle[0].pid)
+    serve(engine)
+    assert (engine.stats.pauses, engine.stats.connects) == (0, 2)
+
+
+def test_container_that_knows_of_pressure_does_not_count_on_every_connection(make_engine: Any) -> None:
+    """A census is dear to a new session: who was refused, and has counted a moment ago, goes by that for a while."""
+    engine = make_engine(max_connections=1)
+    serve(engine)
+    engine._history.note_refusal()
+    for censuses, ago in [(1, 0.0), (1, 6.0), (2, 6.0)]:
+        engine._history._counted_at -= ago
+        engine._history.census_at -= ago
+        engine.retire()
+        serve(engine)
+        assert engine.stats.censuses == censuses
