@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
 from proxy import Cut, Proxy, Side
 from psycopg.conninfo import make_conninfo
-from support import check_replaced_soon, entries, eventually
+from support import check_replaced_soon, entries, eventually, in_child
 
 from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
 from serverless_pg_kit.closing import PREPARE_AFTER
@@ -168,7 +171,7 @@ def test_deadline_of_each_request_holds(make_engine: Any, server: PostgresServer
     """Also of one that has another one than those before, or none."""
     engine = make_engine()
     settled(engine, 30.0)
-    for deadline, least in ((30.0, 29.4), (5.0, 4.9), (5.0, 4.9), (5.0, 4.9), (30.0, 29.4), (2.2, 2.1)):
+    for deadline, least in ((30.0, 29.4), (5.05, 4.9), (5.05, 4.9), (5.05, 4.9), (30.0, 29.4), (2.2, 2.1)):
         with engine.request(deadline=deadline) as conn:
             timeout, lease = conn.execute(TIMEOUTS).fetchone()
         assert least <= timeout.total_seconds() <= deadline
@@ -184,7 +187,7 @@ def test_timeouts_are_prepared_when_they_come_again(make_engine: Any, proxy: Pro
     engine = make_engine(conninfo=proxy.reroute(server.dsn))
     settled(engine, 30.0)
     with proxy.counting() as traffic:
-        for deadline in (30.0, 5.0, 30.0, 5.0, 5.0, 5.0):
+        for deadline in (30.0, 5.05, 30.0, 5.05, 5.05, 5.05):  # with 50 ms to spare
             with engine.request(deadline=deadline) as conn:
                 conn.execute("select 1")
     opens = [query for query in traffic.queries if query.startswith("BEGIN")]
@@ -249,3 +252,143 @@ def test_counts_are_those_of_any_request(make_engine: Any) -> None:
     after = engine.stats
     assert (after.reuses - before.reuses, after.commits - before.commits) == (3, 3)
     assert (after.in_use, after.open) == (0, 1)
+
+
+def test_transaction_as_asked(make_engine: Any) -> None:
+    """A request that wants another transaction than the usual one gets it, and the next one the usual one."""
+    engine = make_engine()
+    settled(engine, None)
+    query = "select current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    usual = ("read committed", "off")
+    for names, expected in (
+        ({"isolation_level": psycopg.IsolationLevel.SERIALIZABLE}, ("serializable", "off")),
+        ({}, usual),
+        ({"read_only": True}, ("read committed", "on")),
+        ({}, usual),
+    ):
+        with engine.request(**names) as conn:
+            assert conn.execute(query).fetchone() == expected
+    assert engine.stats.connects == 1
+
+
+def test_other_server_gets_another_connection(make_engine: Any) -> None:
+    """A request that names another database is not served on the warm connection to this one."""
+    engine = make_engine(max_size=2)
+    settled(engine, None)
+    with engine.request(conninfo="dbname=postgres") as conn:
+        assert conn.execute("select current_database()").fetchone() == ("postgres",)
+    for _ in range(2):
+        with engine.request() as conn:
+            assert conn.execute("select current_database()").fetchone() == ("app",)
+
+
+def test_forked_child_opens_its_own(make_engine: Any) -> None:
+    """The warm connection stays the parent's, who goes on with it."""
+    engine = make_engine()
+    pid = settled(engine, None).pid
+
+    def request() -> None:
+        with engine.request() as conn:
+            assert conn.info.backend_pid != pid
+
+    in_child(request)
+    with engine.request() as conn:
+        assert conn.execute("select pg_backend_pid()").fetchone() == (pid,)
+
+
+def test_short_deadline_leaves_time_to_replace_a_silent_line(
+    make_engine: Any, proxy: Proxy, server: PostgresServer
+) -> None:
+    """Half of what there is belongs to the old connection, the rest to a new one."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn))
+    settled(engine, None)
+    proxy.hush()
+    with engine.request(deadline=1.0) as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+    assert (engine.stats.losses, engine.stats.connects) == (1, 2)
+
+
+def leave_block(conn: Any) -> Any:
+    """Begin a ``transaction()`` block and leave it open."""
+    block = conn.transaction()
+    block.__enter__()
+    conn.execute("insert into ledger values (2)")
+    return block
+
+
+def leave_pipeline(conn: Any) -> Any:
+    """Begin a pipeline and leave it open, with nothing under way."""
+    block = conn.pipeline()
+    block.__enter__()
+    return block
+
+
+def leave_two_phases(conn: Any) -> None:
+    """Begin a two-phase transaction and leave it open."""
+    conn.commit()
+    conn.tpc_begin("warm")
+    conn.execute("insert into ledger values (2)")
+
+
+@pytest.mark.parametrize("leave_open", [leave_block, leave_pipeline, leave_two_phases])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_was_left_open_is_not_committed(
+    make_engine: Any, superuser: Any, ledger: str, leave_open: Callable[[Any], Any]
+) -> None:
+    """Half of something is nothing, and the next request has another connection."""
+    engine = make_engine()
+    settled(engine, None)
+    kept: list[Any] = []
+    with pytest.raises(TransactionFailed), engine.request() as conn:
+        kept.append(leave_open(conn))
+    assert entries(superuser) == []
+    with engine.request() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+    assert engine.stats.connects == 2
+
+
+def test_work_in_another_thread_is_not_cut_off(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """A connection on which somebody still works when its request ends is neither committed nor lent again."""
+    engine = make_engine()
+    own = settled(engine, None).conn
+    with pytest.raises(TransactionFailed), engine.request() as conn:
+        conn.execute("insert into ledger values (1)")
+        taking = own.lock.acquire()  # as each statement does
+        if asyncio.iscoroutine(taking):
+            with pytest.raises(StopIteration):
+                taking.send(None)
+    own.pgconn.finish()  # an async connection is closed by whoever works on it
+    assert eventually(lambda: entries(superuser) == [])
+
+
+def test_what_failed_is_rolled_back(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """By an exception, by `fail`, or in a request that joined and whose error was caught."""
+    engine = make_engine()
+    settled(engine, None)
+    with pytest.raises(LookupError), engine.request() as conn:
+        conn.execute("insert into ledger values (1)")
+        raise LookupError
+    settled(engine, None)
+    with engine.scope() as scope:
+        scope.connection.execute("insert into ledger values (2)")
+        scope.fail()
+    settled(engine, None)
+    with pytest.raises(TransactionFailed), engine.request() as conn:
+        conn.execute("insert into ledger values (3)")
+        with contextlib.suppress(LookupError), engine.request():
+            raise LookupError
+    assert entries(superuser) == []
+    assert engine.stats.connects == 1
+
+
+def test_connection_that_died_in_the_request_is_known_not_to_have_committed(
+    make_engine: Any, superuser: Any, ledger: str
+) -> None:
+    """A COMMIT that was never sent is not an unknown one."""
+    engine = make_engine()
+    settled(engine, None)
+    with pytest.raises(TransactionFailed) as caught, engine.request() as conn:
+        conn.execute("insert into ledger values (1)")
+        superuser.execute("select pg_terminate_backend(%s, 5000)", [conn.info.backend_pid])
+    assert caught.value.lost
+    assert entries(superuser) == []
