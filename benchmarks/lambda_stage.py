@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import deque
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -82,24 +83,60 @@ class Stage:
 def relay(host: str, port: str, delay: str) -> None:
     """Be a line to the server at `host` and `port` that keeps what passes, in either direction, for `delay` seconds.
 
-    It is made for questions and answers in turn: what follows closely is kept as long again. Prints its own port.
+    While something is under way it looks at the clock all the time: a sleep would last longer, and not always as long.
+    So it leaves the first core, where all others are put, to them. Prints its own port.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        print(listener.getsockname()[1], flush=True)
-        while True:
-            ends = listener.accept()[0], socket.create_connection((host, int(port)))
-            for end in ends:
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for pair in (ends, ends[::-1]):
-                threading.Thread(target=pass_on, args=(*pair, float(delay)), daemon=True).start()
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores - {min(cores)} or cores)
+    listener = socket.create_server(("127.0.0.1", 0))
+    print(listener.getsockname()[1], flush=True)
+    poll, peers = select.poll(), dict[int, tuple[socket.socket, socket.socket]]()
+    poll.register(listener, select.POLLIN)
+    under_way: deque[tuple[float, socket.socket, bytes]] = deque()
+    while True:
+        for descriptor, _ in poll.poll(0 if under_way else None):
+            if descriptor == listener.fileno():
+                connect_ends(listener, (host, int(port)), poll, peers)
+            else:
+                source, target = peers[descriptor]
+                data = receive(source)
+                under_way.append((time.perf_counter() + float(delay), target, data))
+                if not data:
+                    poll.unregister(descriptor)
+        while under_way and time.perf_counter() >= under_way[0][0]:
+            _, target, data = under_way.popleft()
+            pass_on(target, data)
 
 
-def pass_on(source: socket.socket, target: socket.socket, delay: float) -> None:
-    """Pass on what comes from `source`, until either end is closed."""
-    with suppress(OSError), source, target:
-        while data := source.recv(65536):
-            time.sleep(delay)
+def connect_ends(
+    listener: socket.socket,
+    server: tuple[str, int],
+    poll: select.poll,
+    peers: dict[int, tuple[socket.socket, socket.socket]],
+) -> None:
+    """Accept a client, connect it to the `server`, and look at both ends from now on."""
+    ends = listener.accept()[0], socket.create_connection(server)
+    for source, target in (ends, ends[::-1]):
+        source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peers[source.fileno()] = source, target
+        poll.register(source, select.POLLIN)
+
+
+def receive(source: socket.socket) -> bytes:
+    """Return what has come from `source`, nothing if that is closed."""
+    try:
+        return source.recv(65536)
+    except OSError:
+        return b""
+
+
+def pass_on(target: socket.socket, data: bytes) -> None:
+    """Send `data` to `target`; without any, tell it that there will be no more."""
+    with suppress(OSError):
+        if data:
             target.sendall(data)
+        else:
+            target.shutdown(socket.SHUT_WR)
 
 
 def family(pid: int) -> set[int]:

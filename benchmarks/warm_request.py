@@ -84,6 +84,7 @@ def turn(serve: Callable[[], object]) -> float:
 def main() -> None:
     """Measure all contestants in turns and print the table."""
     taken: dict[str, list[float]] = defaultdict(list)
+    pinned = ""
     with PostgresServer() as server:
         for _ in range(LAYOUTS):
             with contestants(server.dsn) as serving:

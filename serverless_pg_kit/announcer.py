@@ -59,8 +59,8 @@ class Announcer:
         # A step of an iterator is one operation to the interpreter: it needs no lock, which would cost four times as
         # much. Reading takes a step, too.
         self._steps = {name: itertools.count() for name in COUNTERS}
-        self.count_reuse = self._steps[Reused.counter].__next__
-        self.count_commit = self._steps[Committed.counter].__next__
+        self.count_reuse: Callable[[], int] = self._steps[Reused.counter].__next__
+        self.count_commit: Callable[[], int] = self._steps[Committed.counter].__next__
         self._readings = 0
         self._sums: dict[str, Any] = {"killed": 0, **dict.fromkeys(TOTALS, 0.0)}
 

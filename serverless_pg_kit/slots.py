@@ -109,14 +109,14 @@ class Slot:
     ) -> None:
         self.conn: Any = conn  # the shells know of which class these two are
         self.line: Any = line
-        self.baseline = baseline
-        self.fleet = fleet
-        self.target = target
+        self.baseline: Baseline = baseline
+        self.fleet: str = fleet
+        self.target: Target = target
         self.history: History = target.history
-        self.identity = identity
-        self.born = born
-        self.expires = expires
-        self.generation = generation
+        self.identity: bytes | None = identity
+        self.born: float = born
+        self.expires: float = expires
+        self.generation: int = generation
         self.pid: int = conn.pgconn.backend_pid
         self.server_version: int = conn.pgconn.server_version
         self.idle_since: float = born
@@ -190,7 +190,7 @@ class Slots:
     )
 
     def __init__(self, max_size: int) -> None:
-        self.max_size = max_size
+        self.max_size: int = max_size
         self._abandoned: list[Slot] = []
         self._start()
 
