@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+import psycopg.rows
 import pytest
 from proxy import Cut, Proxy, Side
 from psycopg.conninfo import make_conninfo
@@ -392,3 +393,16 @@ def test_connection_that_died_in_the_request_is_known_not_to_have_committed(
         superuser.execute("select pg_terminate_backend(%s, 5000)", [conn.info.backend_pid])
     assert caught.value.lost
     assert entries(superuser) == []
+
+
+def test_object_is_put_back(make_engine: Any) -> None:
+    """What a request sets on its warm connection is gone in the next one."""
+    engine = make_engine()
+    settled(engine, None)
+    with engine.request() as conn:
+        conn.row_factory = psycopg.rows.dict_row
+        conn.prepare_threshold = 3
+    with engine.request() as conn:
+        assert conn.execute("select 1 as one").fetchone() == (1,)
+        assert conn.prepare_threshold == 5
+    assert engine.stats.connects == 1
