@@ -13,7 +13,7 @@ from serverless_pg_kit.acquire import Acquiring
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER, CleaningBase
 from serverless_pg_kit.closing import Closing
 from serverless_pg_kit.commit import has_committed, outcome_of
-from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport, report_room
+from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
 from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
 from serverless_pg_kit.decisions.ending import Ending, Outcome
 from serverless_pg_kit.decisions.lease import Lease
@@ -33,22 +33,14 @@ POOLED = CleanReport("kept", "a pooler stands between: nobody is counted or ende
 class Cleaning(Acquiring, CleaningBase):
     """The part of the engine that ends requests."""
 
-    def _end(self, scope: Work) -> CleanReport:
-        if scope.report is not None:
-            return scope.report
-        with scope._lock:
-            slot, scope._slot = scope._slot, None
-        return self._end_slot(slot, scope)
-
-    def _end_slot(self, slot: Slot | None, scope: Work) -> CleanReport:
-        """End `scope`, which had `slot` until now."""
-        scope.report = UNTOUCHED if slot is None else INTERRUPTED
-        if slot is not None and scope._process != processes.generation:
+    def _end_slot(self, slot: Slot, scope: Work) -> CleanReport:
+        """End `scope`, which had `slot` until now; its report says that it was interrupted."""
+        if scope._process != processes.generation:
             self._slots.abandon(slot)
-        elif slot is not None:
-            scope.report, problem = self._conclude(slot, scope)
-            if problem is not None:
-                raise problem
+            return INTERRUPTED
+        scope.report, problem = self._conclude(slot, scope)
+        if problem is not None:
+            raise problem
         return scope.report
 
     def _conclude(self, slot: Slot, scope: Work) -> tuple[CleanReport, Exception | None]:

@@ -81,7 +81,8 @@ LEASE_MARGIN = 1.0
 """Seconds by which a connection's lease exceeds what is left of the request that it serves."""
 
 TIMEOUT_DIGITS = 7
-"""Binary digits of a time-out that is kept prepared."""
+MOST_ROUNDED = 7
+"""Binary digits of a time-out that is kept prepared, at least, and that are rounded off it, at most."""
 
 LONGEST_TIMEOUT = 2**31 - 1
 """Milliseconds: what PostgreSQL can hold."""
@@ -105,11 +106,12 @@ def timeout_values(remaining: float, server_version: int) -> tuple[int, ...]:
 
 
 def rounded_timeout(milliseconds: int) -> int:
-    """Return `milliseconds` rounded down to `TIMEOUT_DIGITS` binary digits, less by 1.6 % at most.
+    """Return `milliseconds` rounded down, by less than 1.6 % and by less than `ORPHAN_GRACE`.
 
-    So requests that have about the same time say the same, and the server need not be told each time.
+    So requests that have about the same time say the same, and the server need not be told each time. The outer
+    time-outs exceed this one by `ORPHAN_GRACE`: no session is ended before its request's deadline.
     """
-    surplus = max(0, milliseconds.bit_length() - TIMEOUT_DIGITS)
+    surplus = min(max(0, milliseconds.bit_length() - TIMEOUT_DIGITS), MOST_ROUNDED)
     return milliseconds >> surplus << surplus
 
 
