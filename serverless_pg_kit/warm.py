@@ -25,7 +25,7 @@ from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
 from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.opening import Opening
-from serverless_pg_kit.routine import timed_opening
+from serverless_pg_kit.routine import Routine, timed_opening
 from serverless_pg_kit.scope import Work
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.waiting import FAILURES
@@ -118,8 +118,7 @@ class Warm(Cleaning):
             scope.report = UNTOUCHED if slot is None else INTERRUPTED
         if slot is None:
             return UNTOUCHED
-        clock, conn, line, routine, history = self._clock, slot.conn, slot.line, slot.routine, slot.history
-        wall = clock.wall()
+        conn, routine, history, wall = slot.conn, slot.routine, slot.history, self._clock.wall()
         if (
             routine is None
             or slot.wanted_timeout is not None
@@ -131,13 +130,18 @@ class Warm(Cleaning):
             or conn._tpc is not None
             or conn.lock.locked()
             or slot.ahead is not None
-            or line.poll(0)
+            or slot.line.poll(0)
             or wall >= history.census_at
             or (routine.lease is not None and routine.lease is not history.calm)
             or self._announce.is_heard
             or scope._process != processes.generation
         ):
             return self._end_slot(slot, scope)
+        return self._end_usual(slot, scope, routine, wall)
+
+    def _end_usual(self, slot: Slot, scope: Work, routine: Routine, wall: float) -> CleanReport:
+        """Commit, and bring the connection home. `wall` is the time of day."""
+        clock, conn = self._clock, slot.conn
         answers, report, until = Answers(), INTERRUPTED, clock.monotonic() + CLOSE_SECONDS
         try:
             if slot.is_watched:
@@ -147,7 +151,7 @@ class Warm(Cleaning):
             if until < scope.until:
                 until = scope.until
             with conn.lock:
-                line.run_locked(routine.closing.message, answers, until, clock.monotonic)
+                slot.line.run_locked(routine.closing.message, answers, until, clock.monotonic)
             if answers.failed is not None:
                 deadline = Deadline(until, clock.monotonic)
                 self._take_in(slot, Ending.COMMIT, routine.lease, routine.closing, deadline, answers)
@@ -160,7 +164,7 @@ class Warm(Cleaning):
             scope.report = report
             if report is NOTHING_DUE and answers.failed is None:
                 scope.committed = True
-                slot.idle_since = history.released_at = wall
+                slot.idle_since = slot.history.released_at = wall
                 slot.best_before = slot.expires if slot.lease is None else min(slot.expires, wall + slot.lease)
                 if not self._slots.give_back(slot):
                     self._drop(slot, OVER)

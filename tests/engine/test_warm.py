@@ -18,7 +18,7 @@ from support import check_replaced_soon, entries, eventually, in_child
 from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
 from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.events import Reused
-from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.slots import OUTDATED, Slot
 from serverless_pg_kit.testing import PostgresServer
 
 SETTLED = PREPARE_AFTER + 4
@@ -406,3 +406,86 @@ def test_object_is_put_back(make_engine: Any) -> None:
         assert conn.execute("select 1 as one").fetchone() == (1,)
         assert conn.prepare_threshold == 5
     assert engine.stats.connects == 1
+
+
+def outdate(engine: Engine, slot: Slot) -> None:
+    """Let a request on another connection find that those of this age lost their server."""
+    slot.generation = OUTDATED
+
+
+def let_lease_end(engine: Engine, slot: Slot) -> None:
+    """Let the time come at which the server ends the session."""
+    slot.best_before = 0.0
+
+
+def be_somebody_else(engine: Engine, slot: Slot) -> None:
+    """Let the credentials have changed."""
+    engine._identity = b"somebody else"
+
+
+def use_after_the_end(engine: Engine, slot: Slot) -> None:
+    """Do what somebody does who has kept the connection: the server is in a transaction."""
+    slot.conn.pgconn.exec_(b"BEGIN")
+
+
+@pytest.mark.parametrize("happen", [outdate, let_lease_end, be_somebody_else, use_after_the_end])
+def test_connection_that_may_not_serve_is_replaced(make_engine: Any, happen: Callable[[Engine, Slot], None]) -> None:
+    """However warm it is, and although it would answer."""
+    engine = make_engine()
+    slot = settled(engine, None)
+    happen(engine, slot)
+    with engine.request() as conn:
+        assert conn.execute("select pg_backend_pid() <> %s", [slot.pid]).fetchone() == (True,)
+    assert (engine.stats.connects, engine.stats.open) == (2, 1)
+
+
+def test_pressure_is_felt_at_the_next_end(make_engine: Any) -> None:
+    """A refusal, and no room by the latest census: the connection is given up, and not kept for five minutes."""
+    engine = make_engine(census_ttl=3600)
+    slot = settled(engine, None)
+    slot.born -= 10.0  # its turn is over
+    history = slot.history
+    history.note_refusal()
+    history._census = history._census._replace(used=1000)
+    history._counted_at = history._refused_at
+    with engine.request() as conn:
+        conn.execute("select 1")
+    assert (engine.stats.yields, engine.stats.open) == (1, 0)
+
+
+def test_long_commit_has_the_time_of_its_request(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """A deferred trigger goes on for longer than what every end has, and the deadline is far."""
+    superuser.execute(
+        "create or replace function dawdle() returns trigger language plpgsql as"
+        " 'begin perform pg_sleep(1.3); return null; end'"
+    )
+    superuser.execute(
+        "create constraint trigger dawdle after insert on ledger deferrable initially deferred"
+        " for each row execute function dawdle()"
+    )
+    engine = make_engine()
+    settled(engine)
+    assert outcome(engine, 1)
+    assert entries(superuser) == [1]
+
+
+def test_cancelled_statement_is_counted(make_engine: Any) -> None:
+    """One that began too late for the server's own time-out, and whose error the handler has caught."""
+    engine = make_engine()
+    settled(engine)
+    with engine.request(deadline=2.5) as conn:
+        conn.execute("select pg_sleep(0.4)")
+        with contextlib.suppress(psycopg.errors.QueryCanceled), conn.transaction():
+            conn.execute("select pg_sleep(60)")
+    assert engine.stats.cancels == 1
+
+
+def test_child_ends_the_parents_request_without_touching_it(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """A request that was open at the fork is the parent's to end."""
+    engine = make_engine()
+    settled(engine, None)
+    with engine.scope() as scope:
+        scope.connection.execute("insert into ledger values (1)")
+        in_child(scope.end)
+        scope.connection.execute("insert into ledger values (2)")
+    assert entries(superuser) == [1, 2]
