@@ -446,6 +446,7 @@ def test_pressure_is_felt_at_the_next_end(make_engine: Any) -> None:
     slot.born -= 10.0  # its turn is over
     history = slot.history
     history.note_refusal()
+    assert history._census is not None
     history._census = history._census._replace(used=1000)
     history._counted_at = history._refused_at
     with engine.request() as conn:
@@ -471,7 +472,7 @@ def test_long_commit_has_the_time_of_its_request(make_engine: Any, superuser: An
 
 def test_cancelled_statement_is_counted(make_engine: Any) -> None:
     """One that began too late for the server's own time-out, and whose error the handler has caught."""
-    engine = make_engine()
+    engine = make_engine(census_ttl=3600)
     settled(engine)
     with engine.request(deadline=2.5) as conn:
         conn.execute("select pg_sleep(0.4)")
@@ -487,5 +488,6 @@ def test_child_ends_the_parents_request_without_touching_it(make_engine: Any, su
     with engine.scope() as scope:
         scope.connection.execute("insert into ledger values (1)")
         in_child(scope.end)
+        assert entries(superuser) == []
         scope.connection.execute("insert into ledger values (2)")
     assert entries(superuser) == [1, 2]
