@@ -95,9 +95,10 @@ class CleaningBase(EngineBase):
         return routine if routine.lease is None or routine.lease is history.calm else None
 
     def _next_routine(self, slot: Slot, lease: Lease | None) -> Routine | None:
-        """Return the routine of `slot` from now on: there is one while there is room."""
+        """Return the routine of `slot` from now on: there is one while there is room, unless ``configure`` has to be run
+        again after each reset."""
         is_usual = lease is None or lease is slot.history.calm
-        if not (self.settings.reset and is_usual) or slot.elected is not None:
+        if not (self.settings.reset and is_usual) or slot.elected is not None or slot.configures_session:
             return None
         if slot.routine is not None and slot.routine.lease is lease:
             return slot.routine

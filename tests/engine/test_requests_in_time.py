@@ -15,6 +15,7 @@ from support import NOTICES_DISCARDS, check_replaced_soon, eventually
 
 from serverless_pg_kit import AcquireTimeout, Engine
 from serverless_pg_kit.clock import Clock
+from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.events import Event, HeldUnused, Thawed
 from serverless_pg_kit.testing import PostgresServer
 
@@ -352,7 +353,8 @@ def test_only_what_idled_for_long_is_tried(
 
 @pytest.mark.parametrize("end", ["commit", "rollback", "error"])
 def test_configure_that_talks_is_run_after_each_reset(make_engine: Any, end: str) -> None:
-    """The reset undoes what it set in the session, so it sets it again, however the request ended."""
+    """The reset undoes what it set in the session, so it sets it again: however the request ended, and also once the
+    connection has all that the kit prepares."""
     configured: list[psycopg.Connection[Any]] = []
 
     def configure(conn: psycopg.Connection[Any]) -> None:
@@ -361,7 +363,7 @@ def test_configure_that_talks_is_run_after_each_reset(make_engine: Any, end: str
         conn.commit()
 
     engine = make_engine(configure=configure)
-    for number in range(1, 4):
+    for number in range(1, PREPARE_AFTER + 5):
         with engine.scope() as scope:
             assert scope.connection.execute("show work_mem").fetchone() == ("7MB",)
             assert len(configured) == number
