@@ -20,6 +20,9 @@ from psycopg.conninfo import make_conninfo
 from serverless_pg_kit.simulator.contestants import examples_folder
 from serverless_pg_kit.testing import LambdaContainer, PostgresServer
 
+IDLE_LOOP = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
+"""Runs where and when nothing else wants to: a core that sleeps takes longer to wake up than what is measured here."""
+
 
 class Stage:
     """For the length of a ``with`` block; `options` are those of `PostgresServer`, and it is all closed at the end."""
@@ -33,7 +36,7 @@ class Stage:
         with psycopg.connect(self.server.dsn) as conn:
             for name in ("schema.sql", "data.sql"):
                 conn.execute((examples_folder() / "logistics" / name).read_bytes())
-        self._made, self._line = 0, 0
+        self._made, self._line, self._is_awake = 0, 0, False
 
     def __enter__(self) -> Stage:
         return self
@@ -71,6 +74,10 @@ class Stage:
         """Put this process, the containers and all backends on one core, and a long line on the others; say how far
         that went."""
         core = {min(os.sched_getaffinity(0))}
+        if not self._is_awake:
+            self._is_awake = True
+            loop = self._stack.enter_context(subprocess.Popen([sys.executable, "-c", IDLE_LOOP]))
+            self._stack.callback(loop.kill)
         tasks = [int(entry) for pid in family(os.getpid()) - {self._line} for entry in os.listdir(f"/proc/{pid}/task")]
         try:
             for task in (*tasks, *self.sessions()):
@@ -83,18 +90,19 @@ class Stage:
 def relay(host: str, port: str, delay: str) -> None:
     """Be a line to the server at `host` and `port` that keeps what passes, in either direction, for `delay` seconds.
 
-    While something is under way it looks at the clock all the time: a sleep would last longer, and not always as long.
-    So it leaves the first core, where all others are put, to them. Prints its own port.
+    As long as anybody is connected it looks all the time: a sleep would last longer, and not always as long. So it
+    leaves the first core, where all others are put, to them. Prints its own port.
     """
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores - {min(cores)} or cores)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # Linux halts what takes a core in real time
     listener = socket.create_server(("127.0.0.1", 0))
     print(listener.getsockname()[1], flush=True)
     poll, peers = select.poll(), dict[int, tuple[socket.socket, socket.socket]]()
     poll.register(listener, select.POLLIN)
     under_way: deque[tuple[float, socket.socket, bytes]] = deque()
     while True:
-        for descriptor, _ in poll.poll(0 if under_way else None):
+        for descriptor, _ in poll.poll(0 if peers or under_way else None):
             if descriptor == listener.fileno():
                 connect_ends(listener, (host, int(port)), poll, peers)
             else:
@@ -103,6 +111,7 @@ def relay(host: str, port: str, delay: str) -> None:
                 under_way.append((time.perf_counter() + float(delay), target, data))
                 if not data:
                     poll.unregister(descriptor)
+                    del peers[descriptor]
         while under_way and time.perf_counter() >= under_way[0][0]:
             _, target, data = under_way.popleft()
             pass_on(target, data)
