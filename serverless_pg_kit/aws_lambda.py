@@ -13,7 +13,7 @@ from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.conninfo import Conninfo
 from serverless_pg_kit.decisions.deadline import request_budget
 from serverless_pg_kit.engine import Engine
-from serverless_pg_kit.handlers import Injection, is_async, plan_injection, refuse_unfinished, status_of
+from serverless_pg_kit.handlers import Injection, finished_status, is_async, plan_injection
 
 if TYPE_CHECKING:
     from serverless_pg_kit.aio.engine import AsyncEngine
@@ -133,8 +133,9 @@ def run_blocking(
             if plan.is_wanted(args, kwargs):
                 kwargs[plan.name] = scope.connection
             result = handler(*args, **kwargs)
-            refuse_unfinished(result)
-            scope.respond(status_of(result))
+            status = finished_status(result)
+            if status >= 400:  # others decide nothing
+                scope.respond(status)
             return result
 
     return run
@@ -152,8 +153,9 @@ def run_async(
             if plan.is_wanted(args, kwargs):
                 kwargs[plan.name] = await scope.connection
             result = await handler(*args, **kwargs)
-            refuse_unfinished(result)
-            scope.respond(status_of(result))
+            status = finished_status(result)
+            if status >= 400:  # others decide nothing
+                scope.respond(status)
             return result
 
     return run
@@ -162,18 +164,14 @@ def run_async(
 def for_call(
     options: Mapping[str, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], engine: EngineBase
 ) -> dict[str, Any]:
-    """Return `options` for a call with these arguments: those of `with_budget`, and whose `conninfo` it is for."""
-    own = with_budget(options, (*args, *kwargs.values()), engine)
+    """Return `options` for a call with these arguments: the context's remaining time is the deadline, unless one is
+    set, and a callable `conninfo` says whose it is."""
+    own = dict(options)
+    if own["deadline"] is None:
+        own["deadline"] = context_budget((*args, *kwargs.values()), engine)
     if callable(own["conninfo"]):
         own["conninfo"] = own["conninfo"](*args, **kwargs)
     return own
-
-
-def with_budget(options: Mapping[str, Any], arguments: tuple[Any, ...], engine: EngineBase) -> dict[str, Any]:
-    """Return `options` for a call with `arguments`: the context's remaining time is the deadline, unless one is set."""
-    if options["deadline"] is not None:
-        return dict(options)
-    return {**options, "deadline": context_budget(arguments, engine)}
 
 
 def context_budget(arguments: tuple[Any, ...], engine: EngineBase) -> float | None:

@@ -80,6 +80,13 @@ def refuse_unfinished(result: object) -> None:
         raise TypeError(f"the handler returned a {type(result).__name__}: it would run after its request has ended")
 
 
+def finished_status(result: object) -> int:
+    """Return the `status_of` a handler's `result`. Raises ``TypeError`` for one that is not finished."""
+    if type(result) is not dict:
+        refuse_unfinished(result)
+    return status_of(result)
+
+
 def status_of(result: object) -> int:
     """Return the ``statusCode`` of a proxy-style result, 200 for any other."""
     # The first check is for the sake of the second, which takes long to say no.
