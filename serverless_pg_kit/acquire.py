@@ -63,20 +63,21 @@ class Acquiring(AcquiringBase):
                 slot.line.close()
             self._slots.give_back(None)
             raise
-        is_watched = scope.until < math.inf or self.settings.hold_warning is not None
-        if is_watched:
-            self._begin_watch(slot, self._clock.monotonic(), scope.until)
+        self._watch(slot, self._clock.monotonic(), scope.until)
         if scope.transaction == "ahead" and not slot.conn.autocommit:
             from serverless_pg_kit.ahead import Ahead
 
             slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
-    def _begin_watch(self, slot: Slot, begun: float, until: float) -> None:
-        if slot.watch is None:
-            slot.watch = Watch(slot, self.settings.hold_warning is not None)
-        slot.is_watched = True
-        slot.watch.begin(begun, until, self._clock.monotonic, slot.direct)
+    def _watch(self, slot: Slot, begun: float, until: float) -> None:
+        """Watch the request that got `slot`, if it has a deadline, or there is something to note."""
+        if slot.hook is not None:  # from the request before
+            self._end_watch(slot)
+        is_watched = until < math.inf or self.settings.hold_warning is not None
+        if is_watched:
+            slot.watch = slot.watch or Watch(slot, self.settings.hold_warning is not None)
+            slot.hook = slot.watch.begin(begun, until, self._clock.monotonic, slot.direct)
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:
         bell = Bell()

@@ -66,5 +66,5 @@ class Ahead:
         conn = self._slot.conn
         if name not in STATEMENTS:
             until = self._deadline.within(OPEN_SECONDS)
-            self._slot.line.run_locked(b"ROLLBACK", Answers(), until.at, until.now)
+            self._slot.line.run_locked(b"ROLLBACK", Answers(), until.now(), until.at, until.now)
         return conn.wait(gen, *args, **kwargs)  # type: ignore[no-any-return]

@@ -25,10 +25,12 @@ from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
 from serverless_pg_kit.decisions.size import is_oversized, known_processes
 from serverless_pg_kit.errors import SettingsError
 from serverless_pg_kit.events import (
+    Cancelled,
     Closed,
     Counted,
     Event,
     Expired,
+    HeldUnused,
     Listener,
     Lost,
     MaintenanceFailed,
@@ -42,7 +44,7 @@ from serverless_pg_kit.line import LineBase
 from serverless_pg_kit.scope_base import WorkBase
 from serverless_pg_kit.session import AnyConnection, has_prepared
 from serverless_pg_kit.settings import LISTENER, Settings, is_listener
-from serverless_pg_kit.slots import OUTDATED, Slot, Slots
+from serverless_pg_kit.slots import NO_SPAN, OUTDATED, Slot, Slots
 from serverless_pg_kit.sqlstate import TraceRation
 from serverless_pg_kit.target import Target, Targets, Tenant
 
@@ -107,7 +109,8 @@ class EngineBase:
         new_history = partial(History, self._clock, self.settings)  # no method: a cycle would keep the engine open
         self._targets = Targets(new_history)
         self._own.history, self._own.address = new_history(), None
-        self._drift = self._clock.wall() - self._clock.monotonic()
+        self._now, self._wall = self._clock.monotonic, self._clock.wall  # for who is in a hurry
+        self._drift = self._wall() - self._now()
         self._identity: bytes | None = None  # who the credentials said we are, the last time
         self._invalidated_at = NEVER
 
@@ -121,7 +124,7 @@ class EngineBase:
         self._clock = clock
         self._start()
         for slot in self._open_slots:
-            slot.history = self._own.history
+            slot.history, slot.routine = self._own.history, None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._slots.taken} in use, {self._slots.idle} idle, {self.settings!r}>"
@@ -265,6 +268,17 @@ class EngineBase:
     def _forget_prepared(self, slot: Slot) -> None:
         slot.prepared, slot.lent, slot.routine = None, 0, None
         slot.prepared_timeout = slot.wanted_timeout = slot.latest_timeout = None
+        slot.prepared_span = NO_SPAN
+
+    def _end_watch(self, slot: Slot) -> None:
+        """Watch the connection of `slot` no more, and take note of what was noted."""
+        watch, slot.hook, slot.refused_write = slot.watch, None, False
+        if watch.end():
+            slot.refused_write, limit = watch.refused_write, self.settings.hold_warning
+            if watch.cancelled:
+                self._announce(Cancelled(slot.pid))
+            if limit is not None and watch.longest_pause > limit:
+                self._announce(HeldUnused(slot.pid, watch.longest_pause))
 
     def _lose(self, slot: Slot, seen: str) -> None:
         """Drop a connection that turned out dead."""

@@ -9,13 +9,12 @@ from serverless_pg_kit.base import EngineBase
 from serverless_pg_kit.closing import Closing, plan_close
 from serverless_pg_kit.commit import ending_problem
 from serverless_pg_kit.decisions.cleaning import CleanReport, Reap, Strategy, plan_reap
+from serverless_pg_kit.decisions.deadline import rounded_span
 from serverless_pg_kit.decisions.ending import Ending, choose_ending, rollback_reason
 from serverless_pg_kit.decisions.lease import Lease
 from serverless_pg_kit.decisions.role import is_misled
 from serverless_pg_kit.events import (
-    Cancelled,
     Committed,
-    HeldUnused,
     Leased,
     NotCommitted,
     Reaped,
@@ -28,7 +27,6 @@ from serverless_pg_kit.routine import Routine, plan_routine
 from serverless_pg_kit.scope_base import WorkBase
 from serverless_pg_kit.session import AnyConnection
 from serverless_pg_kit.slots import Slot
-from serverless_pg_kit.watch import Watch
 
 OVER = "the engine was closed, or a connection as old as this one found dead"
 INTRANS = int(TransactionStatus.INTRANS)
@@ -90,13 +88,15 @@ class CleaningBase(EngineBase):
     def _usual_routine(self, slot: Slot) -> Routine | None:
         """Return the routine of `slot`, if it says all that is to be said at the end of this request."""
         routine, history = slot.routine, slot.history
-        if routine is None or slot.wanted_timeout is not None or self._clock.wall() >= history.census_at:
+        if routine is None or slot.wanted_timeout is not None or slot.has_other_user:
+            return None
+        if self._clock.wall() >= history.census_at:
             return None
         return routine if routine.lease is None or routine.lease is history.calm else None
 
     def _next_routine(self, slot: Slot, lease: Lease | None) -> Routine | None:
-        """Return the routine of `slot` from now on: there is one while there is room, unless ``configure`` has to be run
-        again after each reset."""
+        """Return the routine of `slot` from now on: there is one while there is room, unless ``configure`` has to
+        follow each reset."""
         is_usual = lease is None or lease is slot.history.calm
         if not (self.settings.reset and is_usual) or slot.elected is not None or slot.configures_session:
             return None
@@ -155,6 +155,7 @@ class CleaningBase(EngineBase):
         slot.prepared = closing.prepares if slot.prepared is None else slot.prepared
         if closing.timeout is not None:
             slot.prepared_timeout, slot.wanted_timeout = closing.timeout, None
+            slot.prepared_span = rounded_span(closing.timeout)
         if error is not None:
             self._census_failed(slot, error)
         elif closing.census:
@@ -250,16 +251,3 @@ class CleaningBase(EngineBase):
             self._drop(slot, OVER)
         if self._announce.is_heard:
             self._announce(Released(slot.pid, self._clock.monotonic() - begun, is_kept))
-
-    def _end_watch(self, slot: Slot, watch: Watch) -> None:
-        slot.is_watched = slot.refused_write = False
-        if watch.end():
-            self._take_note(slot, watch)
-
-    def _take_note(self, slot: Slot, watch: Watch) -> None:
-        """Take note of what `watch` has noted."""
-        slot.refused_write, limit = watch.refused_write, self.settings.hold_warning
-        if watch.cancelled:
-            self._announce(Cancelled(slot.pid))
-        if limit is not None and watch.longest_pause > limit:
-            self._announce(HeldUnused(slot.pid, watch.longest_pause))

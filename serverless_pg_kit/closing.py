@@ -88,7 +88,9 @@ def way_back(slot: Slot, statements: Statements, lease: float | None, *, reset: 
     settings = lease_setting(lease)
     if reset:
         settings |= standing_settings(slot) if is_autocommit else {}
-        return statements.reset(slot.pid, settings, keep_guard=is_autocommit, prepared=slot.prepared)
+        return statements.reset(
+            slot.pid, settings, keep_guard=is_autocommit, prepared=slot.prepared, other_user=slot.has_other_user
+        )
     if lease == slot.lease and "idle_session_timeout" not in slot.changed:
         settings = {}  # it still holds
     return statements.undo_open(slot.pid, slot.changed, settings, keep_guard=is_autocommit)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -64,7 +65,8 @@ class Engine(Warm):
         outer = self._current.get()
         if outer is None or not outer.is_open:
             tenant = None if conninfo is None else self._tenant(conninfo)
-            return Request(self, self._until(deadline), isolation_level, read_only, tenant=tenant)
+            until = math.inf if deadline is None else self._now() + deadline
+            return Request(self, until, isolation_level, read_only, tenant=tenant)
         tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
         if join and outer._is_for(tenant):
             return JoinedRequest(outer)
@@ -213,8 +215,8 @@ class Engine(Warm):
         slot = self._acquire(Scope(self, self._until(None), None, None, tenant=tenant))
         slot.wants_census, slot.census, lease = True, None, None
         try:
-            if slot.is_watched:
-                self._end_watch(slot, slot.watch)
+            if slot.hook is not None:
+                self._end_watch(slot)
             lease = self._lease(slot)
             self._finish(slot, Ending.ROLLBACK, lease, self._deadline(CLOSE_SECONDS), Answers())
             census = slot.census

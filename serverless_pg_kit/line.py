@@ -16,7 +16,7 @@ from psycopg.pq import ConnStatus
 from psycopg.waiting import Wait
 
 from serverless_pg_kit.decisions.deadline import Deadline
-from serverless_pg_kit.exchange import Answers, advance, check
+from serverless_pg_kit.exchange import TUPLES_OK, Answers, check, note_failure
 from serverless_pg_kit.waiting import LONGEST, is_ready
 
 CONNECTION_OK = int(ConnStatus.OK)
@@ -74,23 +74,35 @@ class Line(LineBase):
         """
         answers = Answers() if answers is None else answers
         with self.conn.lock:
-            self.run_locked(message, answers, deadline.at, deadline.now)
+            self.run_locked(message, answers, deadline.now(), deadline.at, deadline.now)
         return answers
 
-    def run_locked(self, message: bytes, answers: Answers, until: float, now: Callable[[], float]) -> None:
-        """Do what `run` does, until `until` by the clock `now`, for a caller who holds the connection's lock."""
+    def run_locked(
+        self, message: bytes, answers: Answers, begun: float, until: float, now: Callable[[], float]
+    ) -> None:
+        """Do what `run` does, from `begun`, which is the present, until `until`, both by the clock `now`.
+
+        For a caller who holds the connection's lock.
+        """
         pgconn, poll = self.conn.pgconn, self.poll
         answers.conn, answers.failed = self.conn, None
         pgconn.send_query(message)
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
             self._wait_for_room(Deadline(until, now))
-        is_complete = False
-        while not is_complete:
-            seconds = until - now()
+        is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, answers.append
+        seconds = until - begun
+        while True:
             if not poll(None if seconds > LONGEST else seconds * 1000 if seconds > 0 else 0):
                 check(Deadline(until, now), False)
             pgconn.consume_input()
-            is_complete = advance(pgconn, answers)
+            while not is_busy():  # this is `advance`, without a call
+                result = get_result()
+                if result is None:
+                    return
+                add(result)
+                if result.status > TUPLES_OK:
+                    note_failure(result, answers)
+            seconds = until - now()
 
     def _wait_for_room(self, deadline: Deadline) -> None:
         pgconn = self.conn.pgconn
@@ -107,28 +119,29 @@ class Line(LineBase):
             self.wait(self.conn._rollback_gen(), deadline.at, deadline.now)
 
     def wait(
-        self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Callable[[], float] | None = None
+        self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Callable[[float], float] | None = None
     ) -> RV:
         """Do what ``conn.wait`` does with one of psycopg's own generators, until `until` by the clock `now`.
 
-        Then `late` is called, if it is given: that may help the generator to an end of its own until the later time
-        that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
+        Then `late` is called, if it is given, with the time at which this began: that may help the generator to an end
+        of its own until the later time that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
         """
-        send, poll = gen.send, self.poll
+        begun = now()
+        seconds = until - begun
         try:
             wanted = next(gen)
             while True:
-                seconds = until - now()
                 if wanted != READABLE:
                     happened = is_ready(self.conn.pgconn.socket, EVENTS[wanted], seconds)
                 else:
-                    happened = bool(poll(None if seconds > LONGEST else seconds * 1000 if seconds > 0 else 0))
+                    happened = bool(self.poll(None if seconds > LONGEST else seconds * 1000 if seconds > 0 else 0))
                 if happened:
-                    wanted = send(wanted)  # Ready and Wait have the same values
+                    wanted = gen.send(wanted)  # Ready and Wait have the same values
                 elif late is not None and now() >= until:
-                    until, late = late(), None
+                    until, late = late(begun), None
                 else:
                     check(Deadline(until, now), False)
+                seconds = until - now()
         except StopIteration as done:
             result: RV = done.value
             return result

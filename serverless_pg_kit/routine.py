@@ -20,7 +20,8 @@ from serverless_pg_kit.statements import Statements
 
 
 class Routine(NamedTuple):
-    """What ordinary requests say on one connection, as long as `lease` (``None``: without one) is what it sleeps under.
+    """What ordinary requests say on one connection, as long as `lease` (``None``: without one) is what it sleeps under,
+    for `sleeps` seconds at most.
 
     `opening` is for requests without a deadline; `timed_opening`, with ``%d`` in place of each of so many `timeouts`,
     for those whose deadline is up to `longest` seconds away, and `prepared_opening` for those of them whose time-outs
@@ -28,6 +29,7 @@ class Routine(NamedTuple):
     """
 
     lease: Lease | None
+    sleeps: float
     opening: bytes
     timed_opening: bytes
     prepared_opening: bytes
@@ -52,12 +54,11 @@ class Routine(NamedTuple):
 def timed_opening(slot: Slot, routine: Routine, remaining: float) -> bytes:
     """Return the open exchange on `slot` for an ordinary request with `remaining` seconds left.
 
-    If that is about as many as the time before, the close exchange is to prepare these time-outs.
+    It says the time-outs, because they are not prepared. If these are about as many seconds as the time before, the
+    close exchange is to prepare them.
     """
     timeout, before = rounded_timeout(int(remaining * 1000)), slot.latest_timeout
     slot.latest_timeout = timeout
-    if timeout == slot.prepared_timeout:
-        return routine.prepared_opening
     slot.wanted_timeout = timeout if timeout == before and slot.prepared is not None else None
     return routine.timed(remaining)
 
@@ -73,11 +74,12 @@ def plan_routine(
     has_settled = slot.direct and not (slot.is_autocommit or slot.own_timeouts or will_prepare(slot))
     if not has_settled or type(statements) is not Statements:  # other words may hold anything, a percent sign too
         return None
-    seconds = None if lease is None else lease.seconds
+    seconds, sleeps = (None, math.inf) if lease is None else (lease.seconds, lease.seconds)
     basis = [statements.session(session, slot.pid)] if session else []
     timed = dict.fromkeys(slot.timeout_names, "%d")
     return Routine(
         lease,
+        sleeps,
         write_open(slot, statements, slot.mode, {} if lease is None else {"idle_session_timeout": 0}),
         write_open(slot, statements, slot.mode, timed),
         committed(statements.timed_open(), statements.begin(slot.mode), slot),

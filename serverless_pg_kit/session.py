@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from psycopg import AsyncConnection, Connection, IsolationLevel
@@ -35,9 +34,6 @@ LISTS = ("_notice_handlers", "_notify_handlers", "_notifies_backlog")
 """psycopg keeps these in private lists, with no public way to empty them. A version without them loses nothing: what
 is not there cannot leak."""
 
-STEADY = frozenset({"pgconn", "lock", "_prepared", "_closed", "_begin_statement"})
-"""What psycopg keeps in the ``__dict__`` of a connection and is never replaced, or follows from the rest."""
-
 
 AnyConnection: TypeAlias = "Connection[Any] | AsyncConnection[Any]"
 """What either shell makes."""
@@ -61,7 +57,7 @@ def has_prepared(conn: AnyConnection) -> bool:
 def counted_waits(conn: AnyConnection) -> Iterator[list[None]]:
     """Yield a list that grows by one with each time that `conn` talks to the server inside the block."""
     waits: list[None] = []
-    wait = conn.wait
+    wait, own = conn.wait, vars(conn).get("wait")
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         waits.append(None)
@@ -71,7 +67,16 @@ def counted_waits(conn: AnyConnection) -> Iterator[list[None]]:
     try:
         yield waits
     finally:
-        del vars(conn)["wait"]
+        if conn.wait is counting:  # otherwise another one was put there meanwhile
+            put(vars(conn), "wait", own)
+
+
+def put(own: dict[str, Any], name: str, value: Any) -> None:
+    """Let an object whose `own` attributes these are have this one; ``None`` stands for its class's."""
+    if value is None:
+        own.pop(name, None)
+    else:
+        own[name] = value
 
 
 @cache
@@ -92,11 +97,9 @@ class Baseline:
         "_adapters",
         "_kept",
         "_lists",
-        "_look",
         "_most",
         "_others",
         "_seen",
-        "_size",
         "_threshold",
         "_unconfigured",
         "attributes",
@@ -131,20 +134,29 @@ class Baseline:
         """
         while conn.pgconn.notifies():
             pass
-        # One look at all that psycopg and the user keep on the object: mostly nothing has changed since the last time.
-        own, prepared, kept = vars(conn), conn._prepared, self._kept
+        if not self.is_kept(conn):
+            self._put_back(conn)
+
+    def is_kept(self, conn: AnyConnection) -> bool:
+        """Tell whether all that psycopg and the user keep on `conn` is as it was.
+
+        That is one look at all of it: mostly nothing has changed since the last time.
+        """
+        prepared, kept = conn._prepared, self._kept
         try:
-            if (
-                self._look(own) == self._seen
-                and len(own) == self._size
+            return (
+                vars(conn) == self._seen
                 and prepared.prepare_threshold == self._threshold
                 and prepared.prepared_max == self._most
                 and (kept.types._registry, kept._loaders, kept._dumpers, kept._dumpers_by_oid) == self._adaptation
-            ):
-                return
-        except KeyError:  # the user has deleted something
-            pass
-        self._put_back(conn)
+            )
+        except Exception:  # something hung on by the user cannot be compared
+            return False
+
+    def expect(self, name: str, value: Any) -> None:
+        """Take the attribute `name`, which the kit has given this `value`, for what it was; ``None`` stands for that of
+        the connection's class."""
+        put(self._seen, name, value)
 
     def restore_unconfigured(self, conn: AnyConnection) -> None:
         """Do what `restore` does, but back to the state before ``configure``, which is to follow."""
@@ -170,13 +182,10 @@ class Baseline:
         own.update(self._others)
 
     def _remember(self, conn: AnyConnection) -> None:
-        # The lists are the same objects all the time; it is their contents that are compared.
-        state = vars(conn) | {name: getattr(conn, name).copy() for name in self._lists}
-        names = [name for name in state if name not in STEADY]
-        self._look, self._size = itemgetter(*names), len(state)
-        self._seen = tuple(state[name] for name in names)
-        self._threshold, self._most = conn._prepared.prepare_threshold, conn._prepared.prepared_max
         self._kept = conn.adapters  # psycopg's own map, which it creates at the first touch and fills in place
+        self._threshold, self._most = conn._prepared.prepare_threshold, conn._prepared.prepared_max
+        # The lists are the same objects all the time; it is their contents that are compared.
+        self._seen = vars(conn) | {name: getattr(conn, name).copy() for name in self._lists}
 
 
 def adaptation(adapters: AdaptersMap) -> tuple[object, ...]:

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 IDLE = int(TransactionStatus.IDLE)
 
+USER = b"session_authorization"
+"""By this name the server tells of the session's user, and of each change with the answer to what changed it."""
+
+NO_SPAN = math.inf, math.inf
+
 OUTDATED = -1
 """A generation that is never the present one."""
 
@@ -38,15 +43,17 @@ class Slot:
     """An open connection and what the engine knows about it. Times are wall-clock seconds.
 
     `target` is whom it was opened for, `history` what was seen of its server, `identity` who the credentials said that
-    we are. `pid` is the one given at connect. `direct` tells whether that pid is the backend's own: ``None`` until
-    asked, False behind a pooler. `is_linux` and `own_timeouts` (milliseconds by name) are what the server told of
-    itself and of the session, `timeout_names` those that it has. `changed` are the settings that the open exchange made
-    and the close has to take back. `lease` is how long it may stay idle, ``None`` without a lease; `best_before` is
-    when that or its lifetime ends. `lent` counts the requests served; `prepared` are the settings that the
-    prepared release makes, ``None`` while `Statements.prepare` was not run; `prepared_timeout` is the one,
-    in milliseconds, that an open is prepared for, `wanted_timeout` the one that it is to be prepared for, and
-    `latest_timeout` that of the latest ordinary request with a deadline; `elected` is the key of the cleaner's lock
-    and until when it is held.
+    we are. `pid` is the one given at connect, `user` the name that the session goes by. `direct` tells whether that pid
+    is the backend's own: ``None`` until asked, False behind a pooler. `is_linux` and `own_timeouts` (milliseconds by
+    name) are what the server told of itself and of the session, `timeout_names` those that it has. `changed` are the
+    settings that the open exchange made and the close has to take back. `lease` is how long it may stay idle, ``None``
+    without a lease; `best_before` is when that or its lifetime ends. `lent` counts the requests that it served before
+    they became routine; `prepared` are the settings that the prepared release makes, ``None`` while
+    `Statements.prepare` was not run; `prepared_timeout` is the one, in milliseconds, that an open is prepared for,
+    `prepared_span` the remaining seconds that come to it, from the first to below the second; `wanted_timeout` is the
+    one that it is to be prepared for, and `latest_timeout` that of the latest ordinary request with a deadline;
+    `elected` is the key of the cleaner's lock and until when it is held; `hook` is what stands in for the connection's
+    `wait`, while it is watched.
     """
 
     __slots__ = (
@@ -67,11 +74,11 @@ class Slot:
         "fleet",
         "generation",
         "history",
+        "hook",
         "identity",
         "idle_since",
         "is_autocommit",
         "is_linux",
-        "is_watched",
         "latest_timeout",
         "lease",
         "lent",
@@ -81,12 +88,14 @@ class Slot:
         "own_timeouts",
         "pid",
         "prepared",
+        "prepared_span",
         "prepared_timeout",
         "refused_write",
         "routine",
         "server_version",
         "target",
         "timeout_names",
+        "user",
         "waited",
         "wanted_timeout",
         "wants_census",
@@ -118,6 +127,7 @@ class Slot:
         self.expires: float = expires
         self.generation: int = generation
         self.pid: int = conn.pgconn.backend_pid
+        self.user: bytes | None = conn.pgconn.parameter_status(USER)
         self.server_version: int = conn.pgconn.server_version
         self.idle_since: float = born
         self.best_before: float = expires
@@ -135,12 +145,13 @@ class Slot:
         self.prepared: Mapping[str, int] | None = None
         self.may_prepare: bool = True
         self.prepared_timeout: int | None = None
+        self.prepared_span: tuple[float, float] = NO_SPAN
         self.wanted_timeout: int | None = None
         self.latest_timeout: int | None = None
         self.elected: tuple[int, float] | None = None
         self.census: Census | None = None  # taken in the present request
         self.watch: Any = None  # the shell's, from the first request that was watched
-        self.is_watched: bool = False
+        self.hook: Any = None
         self.ahead: Any = None  # the shell's, while a transaction is open that was only sent ahead
         self.configures_session: bool = False
         self.wants_census: bool = False  # whatever is due
@@ -154,6 +165,11 @@ class Slot:
         """What the server has told last of why only reading is allowed (see `decisions.role.is_misled`)."""
         status = self.conn.pgconn.parameter_status
         return status(b"in_hot_standby"), status(b"default_transaction_read_only")
+
+    @property
+    def has_other_user(self) -> bool:
+        """Whether the session goes by another user name than at its begin, as the server has told."""
+        return bool(self.conn.pgconn.parameter_status(USER) != self.user)
 
     def hear(self, notice: Diagnostic) -> None:
         """Remember the SQLSTATE of a FATAL: to a connection that idles it comes as a notice."""

@@ -107,8 +107,7 @@ class Statements:
         request has, the second the settings `idle`, which the session sleeps under."""
         guard = [self.lock(pid), *map(self.assignment, busy, busy.values())]
         endless = [*guard, *map(self.assignment, ENDLESS, ENDLESS.values())]
-        roles = [self.default("session_authorization"), self.default("role")]
-        release = [*roles, *map(self.assignment, idle, idle.values()), self.unlock_all()]
+        release = [self.default("role"), *map(self.assignment, idle, idle.values()), self.unlock_all()]
         statements = {"guard": guard, "release": release}
         if ENDLESS.keys() <= idle.keys():  # the server has leases
             statements["endless_guard"] = endless
@@ -209,18 +208,22 @@ class Statements:
         *,
         keep_guard: bool,
         prepared: Mapping[str, int | str] | None,
+        other_user: bool,
     ) -> str:
         """Return the session's way back to its defaults, but with `settings`; cursors were closed before.
 
         Prepared statements stay. `keep_guard` is for autocommit connections, which hold the guard of `pid` as long as
-        they live; `prepared` are the ``idle`` settings of `prepare`, ``None`` if that was not run.
+        they live; `prepared` are the ``idle`` settings of `prepare`, ``None`` if that was not run; `other_user` tells
+        whether the session goes by another user name than at its begin.
         """
         clean, guard = "RESET ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES", [f"SELECT {self.guard(pid)}"]
+        user = "SET SESSION AUTHORIZATION DEFAULT"
         if prepared is None:
-            roles, release = "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE", f"SELECT {self.unlock_all()}"
-            return "; ".join([roles, clean, *self.assignments(settings), release, *guard * keep_guard])
+            release = f"SELECT {self.unlock_all()}"
+            return "; ".join([user, "RESET ROLE", clean, *self.assignments(settings), release, *guard * keep_guard])
         others = {name: value for name, value in settings.items() if prepared.get(name) != value}
-        return "; ".join([clean, "EXECUTE serverless_pg_kit_release", *self.assignments(others), *guard * keep_guard])
+        way_back = [clean, "EXECUTE serverless_pg_kit_release", *self.assignments(others)]
+        return "; ".join([*[user] * other_user, *way_back, *guard * keep_guard])
 
     def close_cursors(self) -> str:
         """Return what closes every cursor: a forgotten WITH HOLD cursor is otherwise read to its end by COMMIT."""

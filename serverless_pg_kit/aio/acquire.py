@@ -53,7 +53,7 @@ class Acquiring(AcquiringBase):
             turn, wall = self._clock.monotonic(), self._clock.wall()
         try:
             if slot is not None:  # async only
-                slot.line.enter_loop()  # async only
+                slot.line.enter_loop(slot.baseline)  # async only
             if (
                 slot is not None
                 and self._is_usable(slot, target, wall)
@@ -68,21 +68,22 @@ class Acquiring(AcquiringBase):
                 slot.line.close()
             self._slots.give_back(None)
             raise
-        is_watched = scope.until < math.inf or self.settings.hold_warning is not None
-        is_watched = True  # async only - any task may be cancelled, and more than once
-        if is_watched:
-            self._begin_watch(slot, self._clock.monotonic(), scope.until)
+        self._watch(slot, self._clock.monotonic(), scope.until)
         if scope.transaction == "ahead" and not slot.conn.autocommit:
             from serverless_pg_kit.aio.ahead import Ahead
 
             slot.ahead = Ahead(slot, scope.deadline)
         return slot
 
-    def _begin_watch(self, slot: Slot, begun: float, until: float) -> None:
-        if slot.watch is None:
-            slot.watch = Watch(slot, self.settings.hold_warning is not None)
-        slot.is_watched = True
-        slot.watch.begin(begun, until, self._clock.monotonic, slot.direct)
+    def _watch(self, slot: Slot, begun: float, until: float) -> None:
+        """Watch the request that got `slot`, if it has a deadline, or there is something to note."""
+        if slot.hook is not None:  # from the request before
+            self._end_watch(slot)
+        is_watched = until < math.inf or self.settings.hold_warning is not None
+        is_watched = True  # async only - any task may be cancelled, and more than once
+        if is_watched:
+            slot.watch = slot.watch or Watch(slot, self.settings.hold_warning is not None)
+            slot.hook = slot.watch.begin(begun, until, self._clock.monotonic, slot.direct)
 
     async def _wait_in_line(self, retry: Retry) -> Slot | None:
         bell = Bell()

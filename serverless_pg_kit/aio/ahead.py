@@ -65,5 +65,5 @@ class Ahead:
         conn = self._slot.conn
         if name not in STATEMENTS:
             until = self._deadline.within(OPEN_SECONDS)
-            await self._slot.line.run_locked(b"ROLLBACK", Answers(), until.at, until.now)
+            await self._slot.line.run_locked(b"ROLLBACK", Answers(), until.now(), until.at, until.now)
         return await conn.wait(gen, *args, **kwargs)  # type: ignore[no-any-return]

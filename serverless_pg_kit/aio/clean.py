@@ -47,8 +47,8 @@ class Cleaning(Acquiring, CleaningBase):
         answers, report, ending = Answers(), INTERRUPTED, Ending.DISCARD
         started = self._clock.monotonic()
         try:
-            if slot.is_watched:
-                self._end_watch(slot, slot.watch)
+            if slot.hook is not None:
+                self._end_watch(slot)
             ending = self._ending(slot, scope)
             if ending is not Ending.COMMIT:
                 self._announce_rollback(slot, scope, ending)

@@ -18,6 +18,7 @@ from serverless_pg_kit.aio.waiting import is_ready
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.exchange import Answers, advance, check
 from serverless_pg_kit.line import EVENTS, LineBase
+from serverless_pg_kit.session import Baseline
 
 LOOK = 0.5
 """Seconds until a statement that waits looks whether its connection was closed by another task: the event loop is not
@@ -56,14 +57,15 @@ class Line(LineBase):
             closing.close()  # a subclass waits for something
             self.conn.pgconn.finish()
 
-    def enter_loop(self) -> None:
+    def enter_loop(self, baseline: Baseline) -> None:
         """Forget the event loop of earlier requests, if it was another one. Only the connection's lock may know it: a
-        lock that was contended works in no other loop."""
+        lock that was contended works in no other loop. The `baseline` learns of the new one."""
         loop = asyncio.get_running_loop()
         if self._loop() is not loop:
             self._loop = weakref.ref(loop)
             if not self.conn.lock.locked():
                 self.conn.lock = asyncio.Lock()
+                baseline.expect("lock", self.conn.lock)
 
     async def run(self, message: bytes, deadline: Deadline, answers: Answers | None = None) -> Answers:
         """Send `message` in the simple protocol, holding the connection's lock; return the answers, complete.
@@ -74,11 +76,16 @@ class Line(LineBase):
         """
         answers = Answers() if answers is None else answers
         async with self.conn.lock:
-            await self.run_locked(message, answers, deadline.at, deadline.now)
+            await self.run_locked(message, answers, deadline.now(), deadline.at, deadline.now)
         return answers
 
-    async def run_locked(self, message: bytes, answers: Answers, until: float, now: Callable[[], float]) -> None:
-        """Do what `run` does, until `until` by the clock `now`, for a caller who holds the connection's lock."""
+    async def run_locked(
+        self, message: bytes, answers: Answers, begun: float, until: float, now: Callable[[], float]
+    ) -> None:
+        """Do what `run` does, from `begun`, which is the present, until `until`, both by the clock `now`.
+
+        For a caller who holds the connection's lock.
+        """
         pgconn, deadline = self.conn.pgconn, Deadline(until, now)
         answers.conn, answers.failed = self.conn, None
         pgconn.send_query(message)
@@ -102,20 +109,21 @@ class Line(LineBase):
             await self.wait(self.conn._rollback_gen(), deadline.at, deadline.now)
 
     async def wait(
-        self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Callable[[], Any] | None = None
+        self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Callable[[float], Any] | None = None
     ) -> RV:
         """Do what ``conn.wait`` does with one of psycopg's own generators, until `until` by the clock `now`.
 
-        Then `late` is called, if it is given: that may help the generator to an end of its own until the later time
-        that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
+        Then `late` is called, if it is given, with the time at which this began: that may help the generator to an end
+        of its own until the later time that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
         """
+        begun = now()
         try:
             wanted = next(gen)
             while True:
                 if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], min(LOOK, until - now())):
                     wanted = gen.send(wanted)  # Ready and Wait have the same values
                 elif late is not None and now() >= until:
-                    until, late = await late(), None
+                    until, late = await late(begun), None
                 else:
                     check(Deadline(until, now), False)
         except StopIteration as done:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 
 from psycopg import OperationalError
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.aio.clean import INTERRUPTED, NOTHING_DUE, Cleaning
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import FAILURES
+from serverless_pg_kit.aio.watch import GRACE
 from serverless_pg_kit.base import THAW_SECONDS
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER
 from serverless_pg_kit.commit import has_committed
@@ -24,13 +25,12 @@ from serverless_pg_kit.decisions.classify import Failure
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
-from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.exchange import Answers, is_busy
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.routine import Routine, timed_opening
-from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.slots import USER, Slot
 
 INTRANS = int(TransactionStatus.INTRANS)
-PIPELINE_OFF = int(PipelineStatus.OFF)
 
 USUAL = Opening(b"")
 """What stands for the opening of a routine where all that matters is that it asks for no census."""
@@ -40,9 +40,8 @@ class Warm(Cleaning):
     """The part of the engine that serves ordinary requests."""
 
     async def _acquire(self, scope: Work) -> Slot:
-        clock, slots = self._clock, self._slots
-        started, wall = clock.monotonic(), clock.wall()
-        remaining, drift = scope.until - started, wall - started
+        started, wall, until = self._now(), self._wall(), scope.until
+        remaining, drift = until - started, wall - started
         slot: Slot | None = None
         if (
             remaining >= self._ample
@@ -50,12 +49,12 @@ class Warm(Cleaning):
             and scope.isolation_level is None
             and scope.read_only is None
             and scope.transaction is True
-            and slots.process == processes.generation
+            and self._slots.process == processes.generation
             and drift - self._drift <= THAW_SECONDS
             and not self._forgotten
             and wall < self._announce.quiet_until
         ):
-            slot = slots.take_usual(self._own, self._identity, wall, remaining)
+            slot = self._slots.take_usual(self._own, self._identity, wall, remaining)
         if slot is None:
             return await super()._acquire(scope)
         self._drift, slot.begun = drift, started
@@ -63,10 +62,15 @@ class Warm(Cleaning):
         answers, routine = Answers(), slot.routine
         assert routine is not None
         try:
-            slot.line.enter_loop()  # async only
-            message = routine.opening if remaining == math.inf else timed_opening(slot, routine, remaining)
+            slot.line.enter_loop(slot.baseline)  # async only
+            if remaining == math.inf:
+                message = routine.opening
+            elif slot.prepared_span[0] <= remaining < slot.prepared_span[1]:
+                message, slot.latest_timeout = routine.prepared_opening, slot.prepared_timeout
+            else:
+                message = timed_opening(slot, routine, remaining)
             # Nobody else has the connection: its lock need not be taken.
-            await slot.line.run_locked(message, answers, started + self._patience, clock.monotonic)
+            await slot.line.run_locked(message, answers, started, started + self._patience, self._now)
         except BaseException as error:
             slot = await self._recover(slot, scope, answers, error)
         else:
@@ -74,13 +78,12 @@ class Warm(Cleaning):
                 self._announce.count_reuse()
             else:
                 slot = await self._recover(slot, scope, answers)
-        is_watched = remaining < math.inf or self.settings.hold_warning is not None
+        is_watched = remaining < math.inf
         is_watched = True  # async only - any task may be cancelled, and more than once
-        if is_watched and slot.watch is not None:
-            slot.is_watched = True
-            slot.watch.begin(started, scope.until, clock.monotonic, slot.direct)
-        elif is_watched:
-            self._begin_watch(slot, started, scope.until)
+        if is_watched and slot.hook is not None:  # it still stands where it stood in the request before
+            slot.watch.until, slot.watch.server_helps_until = until, started + GRACE
+        elif is_watched or slot.hook is not None or self.settings.hold_warning is not None:
+            self._watch(slot, started, until)
         return slot
 
     async def _recover(self, slot: Slot, scope: Work, answers: Answers, error: BaseException | None = None) -> Slot:
@@ -119,45 +122,49 @@ class Warm(Cleaning):
             scope.report = UNTOUCHED if slot is None else INTERRUPTED
         if slot is None:
             return UNTOUCHED
-        conn, routine, history, wall = slot.conn, slot.routine, slot.history, self._clock.wall()
+        conn, routine, wall = slot.conn, slot.routine, self._wall()
         if (
             routine is None
             or slot.wanted_timeout is not None
+            or slot.ahead is not None
             or not scope._wants_commit
             or scope._spoiled
             or conn.pgconn.transaction_status != INTRANS
-            or conn.pgconn.pipeline_status != PIPELINE_OFF  # this and what follows is `is_busy`
-            or conn._num_transactions
-            or conn._tpc is not None
+            or conn.pgconn.parameter_status(USER) != slot.user
             or conn.lock.locked()
-            or slot.ahead is not None
             or slot.line.poll(0)
-            or wall >= history.census_at
-            or (routine.lease is not None and routine.lease is not history.calm)
+            or wall >= slot.history.census_at
+            or (routine.lease is not None and routine.lease is not slot.history.calm)
             or self._announce.is_heard
             or scope._process != processes.generation
         ):
             return await self._end_slot(slot, scope)
-        return await self._end_usual(slot, scope, routine, wall)
+        is_kept = slot.baseline.is_kept(conn)
+        if not is_kept and is_busy(conn):
+            return await self._end_slot(slot, scope)
+        return await self._end_usual(slot, scope, routine, wall, is_kept)
 
-    async def _end_usual(self, slot: Slot, scope: Work, routine: Routine, wall: float) -> CleanReport:
-        """Commit, and bring the connection home. `wall` is the time of day."""
-        clock, conn = self._clock, slot.conn
-        answers, report, until = Answers(), INTERRUPTED, clock.monotonic() + CLOSE_SECONDS
+    async def _end_usual(self, slot: Slot, scope: Work, routine: Routine, wall: float, is_kept: bool) -> CleanReport:
+        """Commit, and bring the connection home. `wall` is the time of day; `is_kept` tells whether its own side is as
+        it was."""
+        conn, answers, report, begun = slot.conn, Answers(), INTERRUPTED, self._now()
+        until = begun + CLOSE_SECONDS
+        if until < scope.until:
+            until = scope.until
         try:
-            if slot.is_watched:
-                slot.is_watched = slot.refused_write = False
-                if slot.watch.end():
-                    self._take_note(slot, slot.watch)
-            if until < scope.until:
-                until = scope.until
+            if slot.hook is not None and (slot.watch.must_end or not is_kept):
+                self._end_watch(slot)
+                slot.refused_write = False  # the request has caught that, and commits
             async with conn.lock:
-                await slot.line.run_locked(routine.closing.message, answers, until, clock.monotonic)
+                await slot.line.run_locked(routine.closing.message, answers, begun, until, self._now)
             if answers.failed is not None:
-                deadline = Deadline(until, clock.monotonic)
+                deadline = Deadline(until, self._now)
                 await self._take_in(slot, Ending.COMMIT, routine.lease, routine.closing, deadline, answers)
-            slot.baseline.restore(conn)
-            slot.lent += 1
+                is_kept = False
+            while conn.pgconn.notifies():
+                pass
+            if not is_kept:
+                slot.baseline.restore(conn)
             report = NOTHING_DUE
         except FAILURES as error:
             report = self._not_home(Ending.COMMIT, answers, error)
@@ -166,7 +173,8 @@ class Warm(Cleaning):
             if report is NOTHING_DUE and answers.failed is None:
                 scope.committed = True
                 slot.idle_since = slot.history.released_at = wall
-                slot.best_before = slot.expires if slot.lease is None else min(slot.expires, wall + slot.lease)
+                sleeps_until = wall + routine.sleeps
+                slot.best_before = sleeps_until if sleeps_until < slot.expires else slot.expires
                 if not self._slots.give_back(slot):
                     self._drop(slot, OVER)
             else:

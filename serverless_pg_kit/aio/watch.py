@@ -20,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from serverless_pg_kit.aio.waiting import uninterrupted
 from serverless_pg_kit.decisions.deadline import ORPHAN_GRACE
 from serverless_pg_kit.decisions.role import is_refused_write
+from serverless_pg_kit.session import put
 
 if TYPE_CHECKING:
     from serverless_pg_kit.slots import Slot
@@ -38,45 +39,60 @@ class Watch:
     """Stands in for the ``wait`` of a connection, request by request.
 
     The server's time-out holds for each statement anew: one that begins late in a request would outlive its deadline.
-    The watch cancels it there. One that begins in the first moments is left to the server's own time-out, which comes
-    hardly later; a server that says nothing even then is not asked again. Behind a pooler there is no such time-out.
-    The watch also notes the longest pause between two uses, and whether a write was refused, which may be caught.
+    The watch cancels it there. One that begins in the first moments, up to `server_helps_until`, is left to the
+    server's own time-out, which comes hardly later; a server that says nothing even then is not asked again. Behind a
+    pooler there is no such time-out. `until` is the deadline, by the engine's clock.
+
+    The watch also notes the longest pause between two uses, and whether a write was refused, which may be caught. As
+    long as it `must_end` for nothing it may stay where it is, and watch the next request as well.
     """
 
     __slots__ = (
+        "_baseline",
         "_conn",
         "_line",
         "_notes_pauses",
         "_now",
-        "_server_helps_until",
-        "_until",
+        "_own",
         "_used_at",
         "_wait",
         "cancelled",
         "longest_pause",
+        "must_end",
         "refused_write",
+        "server_helps_until",
+        "until",
     )
 
     def __init__(self, slot: Slot, notes_pauses: bool) -> None:
-        self._conn, self._line = slot.conn, slot.line
+        self._conn, self._line, self._baseline = slot.conn, slot.line, slot.baseline
         self._notes_pauses = notes_pauses
         self.longest_pause: float = 0.0
         self.cancelled: bool = False
         self.refused_write: bool = False
+        self.must_end: bool = False
 
-    def begin(self, begun: float, until: float, now: Callable[[], float], server_helps: bool | None) -> None:
-        """Watch a request from `begun` to `until`, both by the clock `now`; `server_helps` to end its statements."""
-        self._until, self._now = until, now
-        self._server_helps_until = begun + GRACE if server_helps else begun
+    def begin(self, begun: float, until: float, now: Callable[[], float], server_helps: bool | None) -> Any:
+        """Watch a request from `begun` to `until`, both by the clock `now`; `server_helps` to end its statements.
+
+        Returns what stands in ``conn.wait`` until `end` is called.
+        """
+        self.until, self._now = until, now
+        self.server_helps_until = begun + GRACE if server_helps else begun
         self.cancelled = self.refused_write = False
         if self._notes_pauses:
             self._used_at, self.longest_pause = now(), 0.0
-        self._wait = self._conn.wait
-        vars(self._conn)["wait"] = self.wait
+        own = vars(self._conn)
+        self._own, self._wait = own.get("wait"), self._conn.wait
+        self.must_end = self._notes_pauses
+        hook = own["wait"] = self.wait
+        self._baseline.expect("wait", hook)
+        return hook
 
     def end(self) -> bool:
         """Give ``conn.wait`` back: what follows is the engine's own business. Tell whether anything was noted."""
-        vars(self._conn).pop("wait", None)
+        put(vars(self._conn), "wait", self._own)
+        self._baseline.expect("wait", self._own)
         if self._notes_pauses:
             self._note_pause()
         return self._notes_pauses or self.cancelled or self.refused_write
@@ -86,27 +102,31 @@ class Watch:
 
     async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Do what ``conn.wait`` does. Raises what that raises: ``QueryCanceled`` for a statement cancelled here."""
-        until, now = self._until, self._now
+        until = self.until
         if self._notes_pauses:
             self._note_pause()
         try:
             if until == math.inf and not (args or kwargs):  # async only - psycopg's own can be cancelled once
-                return await self._line.wait(gen, until, now)  # type: ignore[no-any-return]  # async only
+                return await self._line.wait(gen, until, self._now)  # type: ignore[no-any-return]  # async only
             # What names an interval or a time-out of its own, as `notifies()` does, ends by itself.
             if args or kwargs or until == math.inf:
                 return await self._wait(gen, *args, **kwargs)  # type: ignore[no-any-return]
-            if now() < self._server_helps_until:
-                return await self._line.wait(gen, until + PATIENCE, now)  # type: ignore[no-any-return]
-            return await self._line.wait(gen, until, now, self._cancel)  # type: ignore[no-any-return]
+            return await self._line.wait(gen, until, self._now, self._late)  # type: ignore[no-any-return]
         except CancelledError:  # async only
             await uninterrupted(self._give_up(gen))  # async only
             raise  # async only
         except Error as error:
-            self.refused_write = self.refused_write or is_refused_write(error)
+            if is_refused_write(error):
+                self.refused_write = self.must_end = True
             raise
         finally:
             if self._notes_pauses:
-                self._used_at = now()
+                self._used_at = self._now()
+
+    async def _late(self, begun: float) -> float:
+        """Return the time until which a statement that has met the deadline may take to end: it is left to the server's
+        time-out, or cancelled. It was `begun` then."""
+        return self.until + PATIENCE if begun < self.server_helps_until else await self._cancel()
 
     async def _cancel(self) -> float:
         """Ask the server to cancel what runs; return the time until which that may take to end.
@@ -114,7 +134,7 @@ class Watch:
         Before version 17 libpq can only block while it asks: that is done elsewhere, so that a server which says
         nothing holds nobody.
         """
-        self.cancelled = True
+        self.cancelled = self.must_end = True
         if capabilities.has_cancel_safe():
             with suppress(OperationalError):
                 await self._conn.cancel_safe(timeout=CANCEL_SECONDS)

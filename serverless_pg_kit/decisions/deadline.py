@@ -111,8 +111,18 @@ def rounded_timeout(milliseconds: int) -> int:
     So requests that have about the same time say the same, and the server need not be told each time. The outer
     time-outs exceed this one by `ORPHAN_GRACE`: no session is ended before its request's deadline.
     """
-    surplus = min(max(0, milliseconds.bit_length() - TIMEOUT_DIGITS), MOST_ROUNDED)
+    surplus = surplus_digits(milliseconds)
     return milliseconds >> surplus << surplus
+
+
+def rounded_span(timeout: int) -> tuple[float, float]:
+    """Return from how many seconds on, and below how many, `rounded_timeout` is this `timeout` in milliseconds."""
+    return timeout / 1000, (timeout + (1 << surplus_digits(timeout))) / 1000
+
+
+def surplus_digits(milliseconds: int) -> int:
+    """Return how many binary digits `rounded_timeout` makes 0."""
+    return min(max(0, milliseconds.bit_length() - TIMEOUT_DIGITS), MOST_ROUNDED)
 
 
 def wanted_timeouts(remaining: float, server_version: int) -> dict[str, int]:

@@ -89,6 +89,6 @@ class AsyncStage(StageBase):
     async def _say(self, message: str) -> Answers:
         self.check_connection()
         line: Any = self._slot.line
-        line.enter_loop()
+        line.enter_loop(self._slot.baseline)
         answers: Answers = await line.run(message.encode(), self._engine._deadline(None))
         return answers

@@ -21,9 +21,11 @@ INVOCATIONS = 100
 
 
 def test_hundred_invocations_use_one_connection(run: Run, engine: AsyncEngine) -> None:
-    """A function that calls ``asyncio.run`` each time keeps its connection."""
+    """A function that calls ``asyncio.run`` each time keeps its connection, which is none the worse for a new loop."""
     assert len({run(pid_of(engine)) for _ in range(INVOCATIONS)}) == 1
     assert engine.stats.connects == 1
+    [slot] = engine._slots._idle
+    assert slot.baseline.is_kept(slot.conn)
 
 
 def test_invocations_go_on_after_the_connection_was_lost(run: Run, engine: AsyncEngine, superuser: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -101,6 +102,29 @@ def test_attributes_by_configure_are_what_requests_start_from(make_engine: Any, 
     assert engine.stats.connects == 1
 
 
+@SYNC_ONLY  # an async connection is watched always
+@pytest.mark.parametrize("talks", [False, True])
+def test_wait_of_ones_own_stays(make_engine: Any, talks: bool) -> None:
+    """What a connection waits with by `configure` is there again after requests that are watched."""
+    own: list[Any] = []
+
+    def configure(conn: Any) -> None:
+        if not own:
+            own.append(functools.partial(type(conn).wait, conn))
+        conn.wait = own[0]
+        if talks:
+            conn.execute("set work_mem = '7MB'")
+            conn.commit()
+
+    engine = make_engine(configure=configure)
+    for number in range(30):
+        deadline = None if number % 3 == 2 else 30.0
+        with engine.request(deadline=deadline) as conn:
+            conn.execute("select 1")
+            assert (conn.wait is own[0]) == (deadline is None)
+    assert engine.stats.connects == 1
+
+
 def test_what_psycopg_keeps_is_known(make_engine: Any) -> None:
     """No more and no less than what stands on a connection of its own class: that is not the reset's business."""
     with make_engine().request() as conn:
@@ -178,7 +202,7 @@ def test_configure_adds_nothing_twice(make_engine: Any, ending: str, talks: bool
 
 
 def test_connection_that_was_left_alone_is_not_put_back(make_engine: Any) -> None:
-    """The usual request changes nothing on the object: one look tells so, in one step of Python."""
+    """The usual request changes nothing on the object: one look tells so."""
     engine = make_engine()
     for _ in range(2):
         with engine.request() as conn:
@@ -195,4 +219,4 @@ def test_connection_that_was_left_alone_is_not_put_back(make_engine: Any) -> Non
         slot.baseline.restore(slot.conn)
     finally:
         sys.setprofile(None)
-    assert calls == ["restore"]
+    assert calls == ["restore", "is_kept"]

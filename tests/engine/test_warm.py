@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import psycopg.rows
+import psycopg.types.string
 import pytest
 from proxy import Cut, Proxy, Side
 from psycopg.conninfo import make_conninfo
@@ -395,17 +397,109 @@ def test_connection_that_died_in_the_request_is_known_not_to_have_committed(
     assert entries(superuser) == []
 
 
-def test_object_is_put_back(make_engine: Any) -> None:
-    """What a request sets on its warm connection is gone in the next one."""
+def set_factory(conn: Any) -> None:
+    """Let rows be dictionaries."""
+    conn.row_factory = psycopg.rows.dict_row
+
+
+def set_threshold(conn: Any) -> None:
+    """Let psycopg prepare sooner."""
+    conn.prepare_threshold = 3
+
+
+def set_most(conn: Any) -> None:
+    """Let psycopg prepare less."""
+    conn.prepared_max = 7
+
+
+def hang_on(conn: Any) -> None:
+    """Keep something on the object."""
+    conn.tenant = "a"
+
+
+def hear_notices(conn: Any) -> None:
+    """Add a handler."""
+    conn.add_notice_handler(print)
+
+
+def adapt(conn: Any) -> None:
+    """Let numbers be texts."""
+    conn.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+
+
+def state_of(conn: Any) -> list[object]:
+    """Return what those above change."""
+    row = conn.execute("select 1 as one").fetchone()
+    return [row, conn.prepare_threshold, conn.prepared_max, getattr(conn, "tenant", None), len(conn._notice_handlers)]
+
+
+@pytest.mark.parametrize("change", [set_factory, set_threshold, set_most, hang_on, hear_notices, adapt])
+@pytest.mark.parametrize("deadline", [None, 30.0])
+def test_object_is_put_back(make_engine: Any, change: Callable[[Any], None], deadline: float | None) -> None:
+    """What a request changes on its warm connection is as before in the next one."""
     engine = make_engine()
-    settled(engine, None)
-    with engine.request() as conn:
-        conn.row_factory = psycopg.rows.dict_row
-        conn.prepare_threshold = 3
-    with engine.request() as conn:
-        assert conn.execute("select 1 as one").fetchone() == (1,)
-        assert conn.prepare_threshold == 5
+    settled(engine, deadline)
+    with engine.request(deadline=deadline) as conn:
+        before = state_of(conn)
+        change(conn)
+        assert state_of(conn) != before
+    for _ in range(2):
+        with engine.request(deadline=deadline) as conn:
+            assert state_of(conn) == before
     assert engine.stats.connects == 1
+
+
+class Moody:
+    """Cannot be compared with anything."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ArithmeticError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_what_cannot_be_compared_costs_no_commit(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """Whatever somebody has put on the object: the request is committed, and the next one gets another connection."""
+    engine = make_engine()
+    settled(engine)
+    for entry in (1, 2):
+        with engine.request(deadline=30.0) as conn:
+            conn.execute("insert into ledger values (%s)", [entry])
+            conn.row_factory = Moody()
+        settled(engine)
+    assert entries(superuser) == [1, 2]
+    assert engine.stats.connects == 3
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{}, {"isolation_level": psycopg.IsolationLevel.SERIALIZABLE}, {"deadline": 30.0}, {"deadline": 1.5}],
+    ids=["none", "none, another transaction", "long", "short"],
+)
+def test_deadline_ends_with_its_request(make_engine: Any, names: dict[str, Any]) -> None:
+    """The next one has its own, or none, whichever way it takes to its connection."""
+    engine = make_engine()
+    slot = settled(engine)
+    slot.watch.until = slot.watch.server_helps_until = 0.0  # as if it were long over
+    with engine.request(**names) as conn:
+        for _ in range(2):
+            conn.execute("select pg_sleep(0.3)")
+    assert (engine.stats.cancels, engine.stats.connects) == (0, 1)
+
+
+def test_deadline_after_requests_without_one(make_engine: Any) -> None:
+    """It ends a statement that begins late, although nobody watched over the requests before."""
+    engine = make_engine()
+    settled(engine, 2.2)
+    for _ in range(2):
+        with engine.request() as conn:
+            conn.execute("select 1")
+    began = time.monotonic()
+    with pytest.raises(psycopg.errors.QueryCanceled), engine.request(deadline=2.2) as conn:
+        conn.execute("select pg_sleep(0.4)")
+        conn.execute("select pg_sleep(60)")
+    assert 2.1 <= time.monotonic() - began < 4
+    assert (engine.stats.cancels, engine.stats.connects) == (1, 1)
 
 
 def outdate(engine: Engine, slot: Slot) -> None:
