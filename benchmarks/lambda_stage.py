@@ -21,7 +21,8 @@ from serverless_pg_kit.simulator.contestants import examples_folder
 from serverless_pg_kit.testing import LambdaContainer, PostgresServer
 
 IDLE_LOOP = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
-"""Runs where and when nothing else wants to: a core that sleeps takes longer to wake up than what is measured here."""
+"""Runs when nothing else wants to: who waits for a long line leaves a core idle, and that takes longer to wake up than
+what is measured here."""
 
 
 class Stage:
@@ -36,7 +37,7 @@ class Stage:
         with psycopg.connect(self.server.dsn) as conn:
             for name in ("schema.sql", "data.sql"):
                 conn.execute((examples_folder() / "logistics" / name).read_bytes())
-        self._made, self._line, self._is_awake = 0, 0, False
+        self._made, self._line = 0, 0
 
     def __enter__(self) -> Stage:
         return self
@@ -58,12 +59,17 @@ class Stage:
 
     def distant(self, seconds: float) -> str:
         """Return a DSN of the server at the end of a line on which a round trip takes `seconds` more."""
-        command = [sys.executable, __file__, self.server.host, str(self.server.port), str(seconds / 2)]
-        line = self._stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        self._stack.callback(line.kill)
+        line = self._start(__file__, self.server.host, str(self.server.port), str(seconds / 2))
+        self._start("-c", IDLE_LOOP)
         self._line = line.pid
         assert line.stdout is not None
         return make_conninfo(self.server.dsn, port=int(line.stdout.readline()))
+
+    def _start(self, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, *arguments]
+        process = self._stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        self._stack.callback(process.kill)
+        return process
 
     def sessions(self, condition: str = "true") -> list[int]:
         """Return the pids of the functions' sessions that meet `condition`."""
@@ -74,10 +80,6 @@ class Stage:
         """Put this process, the containers and all backends on one core, and a long line on the others; say how far
         that went."""
         core = {min(os.sched_getaffinity(0))}
-        if not self._is_awake:
-            self._is_awake = True
-            loop = self._stack.enter_context(subprocess.Popen([sys.executable, "-c", IDLE_LOOP]))
-            self._stack.callback(loop.kill)
         tasks = [int(entry) for pid in family(os.getpid()) - {self._line} for entry in os.listdir(f"/proc/{pid}/task")]
         try:
             for task in (*tasks, *self.sessions()):
