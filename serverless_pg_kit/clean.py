@@ -121,6 +121,7 @@ class Cleaning(Acquiring, CleaningBase):
         if closing.message:
             slot.line.run(closing.message, deadline, answers)
         self._take_in(slot, ending, lease, closing, deadline, answers)
+        slot.changed = {}  # the next request may be routine, whose open takes no note
         slot.baseline.restore(slot.conn)
         if slot.configures_session and self.settings.reset and slot.direct:
             self._reconfigure(slot)

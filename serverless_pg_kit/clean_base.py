@@ -98,11 +98,11 @@ class CleaningBase(EngineBase):
         """Return the routine of `slot` from now on: there is one while there is room, unless ``configure`` has to
         follow each reset."""
         is_usual = lease is None or lease is slot.history.calm
-        if not (self.settings.reset and is_usual) or slot.elected is not None or slot.configures_session:
+        if not is_usual or slot.elected is not None or (slot.configures_session and self.settings.reset):
             return None
         if slot.routine is not None and slot.routine.lease is lease:
             return slot.routine
-        return plan_routine(slot, self.settings.statements, lease, self.settings.session)
+        return plan_routine(slot, self.settings.statements, lease, self.settings.session, reset=self.settings.reset)
 
     def _plan_sleep(self, slot: Slot) -> tuple[Lease | None, Lease | None]:
         """Return the lease for the sleep that follows, and that for what is still to be done before it; should the

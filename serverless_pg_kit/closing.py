@@ -78,7 +78,7 @@ def write_close(
     if census:  # what follows COMMIT is one transaction unless bracketed: an error in the census would undo the reset
         tail = ["BEGIN", *tail, "COMMIT", census]
     message = "; ".join(part for part in (*ending, *tail) if part)
-    prepares = lease_setting(lease) if reset and wants_prepare(slot) else None
+    prepares = lease_setting(lease) if wants_prepare(slot, reset=reset) else None
     return Closing(message.encode(), commit + bool(census), bool(census), prepares, slot.wanted_timeout)
 
 
@@ -91,9 +91,9 @@ def way_back(slot: Slot, statements: Statements, lease: float | None, *, reset: 
         return statements.reset(
             slot.pid, settings, keep_guard=is_autocommit, prepared=slot.prepared, other_user=slot.has_other_user
         )
-    if lease == slot.lease and "idle_session_timeout" not in slot.changed:
+    if lease == slot.lease and slot.prepared is None and "idle_session_timeout" not in slot.changed:
         settings = {}  # it still holds
-    return statements.undo_open(slot.pid, slot.changed, settings, keep_guard=is_autocommit)
+    return statements.undo_open(slot.pid, slot.changed, settings, keep_guard=is_autocommit, prepared=slot.prepared)
 
 
 def lease_setting(lease: float | None) -> dict[str, int]:
@@ -103,10 +103,10 @@ def lease_setting(lease: float | None) -> dict[str, int]:
 
 def preparations(slot: Slot, statements: Statements, lease: float | None, *, reset: bool) -> list[str]:
     """Return what prepares the kit's own statements, if it is time for that."""
-    if not (reset and slot.direct):
+    if not slot.direct:
         return []
-    if wants_prepare(slot):
-        return [statements.prepare(slot.pid, standing_settings(slot), lease_setting(lease))]
+    if wants_prepare(slot, reset=reset):
+        return [statements.prepare(slot.pid, standing_settings(slot), lease_setting(lease), reset=reset)]
     if slot.wanted_timeout is None:
         return []
     timeouts = wanted_timeouts(slot.wanted_timeout / 1000, slot.server_version)
@@ -131,6 +131,6 @@ def will_prepare(slot: Slot) -> bool:
     return slot.prepared is None and slot.may_prepare and slot.baseline.attributes["prepare_threshold"] is not None
 
 
-def wants_prepare(slot: Slot) -> bool:
-    """Tell whether the kit's statements should be prepared now."""
-    return slot.lent >= PREPARE_AFTER and will_prepare(slot)
+def wants_prepare(slot: Slot, *, reset: bool) -> bool:
+    """Tell whether the kit's statements should be prepared now, if anything will use them."""
+    return slot.lent >= PREPARE_AFTER and will_prepare(slot) and (reset or not slot.is_autocommit)

@@ -56,7 +56,11 @@ def plan_open(
     slot.changed = {} if slot.direct is False else request_settings(slot, remaining)
     if slot.direct is False or (slot.direct and slot.is_autocommit and not slot.changed):
         return Opening((begin or PING * ping).encode())
-    if slot.direct and (reset or not slot.changed.keys() & set(slot.timeout_names)):
+    if slot.changed.keys() & set(slot.timeout_names):
+        slot.routine = None  # whose end takes back no time-outs: the session may have its own, which stay
+    elif slot.direct and not slot.is_autocommit:
+        return Opening(write_open(slot, statements, mode, slot.changed))
+    if slot.direct and reset:
         return Opening(committed(statements.open(slot.pid, {**standing_settings(slot), **slot.changed}), begin, slot))
     first = statements.first_open(slot.pid, slot.changed, slot.server_version)
     basis = statements.session(session, slot.pid)

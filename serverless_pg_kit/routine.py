@@ -64,10 +64,11 @@ def timed_opening(slot: Slot, routine: Routine, remaining: float) -> bytes:
 
 
 def plan_routine(
-    slot: Slot, statements: Statements, lease: Lease | None, session: Mapping[str, str] = NOTHING
+    slot: Slot, statements: Statements, lease: Lease | None, session: Mapping[str, str] = NOTHING, *, reset: bool
 ) -> Routine | None:
     """Return the routine of `slot` under `lease`, ``None`` if its requests differ too much from each other. `session`
-    are the settings that each starts from.
+    are the settings that each starts from. Without `reset` there is none for requests with a deadline: the session may
+    have time-outs of its own.
 
     For connections that have settled: known to be direct, in use for a while, with time-outs of nobody else's.
     """
@@ -75,7 +76,8 @@ def plan_routine(
     if not has_settled or type(statements) is not Statements:  # other words may hold anything, a percent sign too
         return None
     seconds, sleeps = (None, math.inf) if lease is None else (lease.seconds, lease.seconds)
-    basis = [statements.session(session, slot.pid)] if session else []
+    basis = [statements.session(session, slot.pid)] if session and reset else []
+    longest = (LONGEST_TIMEOUT / 1000 if seconds is None else seconds) - LEASE_MARGIN
     timed = dict.fromkeys(slot.timeout_names, "%d")
     return Routine(
         lease,
@@ -83,8 +85,8 @@ def plan_routine(
         write_open(slot, statements, slot.mode, {} if lease is None else {"idle_session_timeout": 0}),
         write_open(slot, statements, slot.mode, timed),
         committed(statements.timed_open(), statements.begin(slot.mode), slot),
-        (LONGEST_TIMEOUT / 1000 if seconds is None else seconds) - LEASE_MARGIN,
+        longest if reset else -math.inf,
         len(slot.timeout_names),
-        write_close(slot, statements, basis, commit=True, reset=True, lease=seconds),
-        write_close(slot, statements, basis, commit=False, reset=True, lease=seconds),
+        write_close(slot, statements, basis, commit=True, reset=reset, lease=seconds),
+        write_close(slot, statements, basis, commit=False, reset=reset, lease=seconds),
     )

@@ -102,12 +102,14 @@ class Statements:
             return "EXECUTE serverless_pg_kit_endless_guard"
         return "; ".join(["EXECUTE serverless_pg_kit_guard", *self.assignments(settings)])
 
-    def prepare(self, pid: int, busy: Mapping[str, int | str], idle: Mapping[str, int | str]) -> str:
-        """Return the statements that `prepared_open` and the reset use. The first makes the settings `busy`, which each
-        request has, the second the settings `idle`, which the session sleeps under."""
+    def prepare(self, pid: int, busy: Mapping[str, int | str], idle: Mapping[str, int | str], *, reset: bool) -> str:
+        """Return the statements that `prepared_open` and the way back use. The first makes the settings `busy`, which
+        each request has, the second the settings `idle`, which the session sleeps under. Without `reset` that one
+        gives back nothing but the guard."""
         guard = [self.lock(pid), *map(self.assignment, busy, busy.values())]
         endless = [*guard, *map(self.assignment, ENDLESS, ENDLESS.values())]
-        release = [self.default("role"), *map(self.assignment, idle, idle.values()), self.unlock_all()]
+        kept = map(self.assignment, idle, idle.values())
+        release = [self.default("role"), *kept, self.unlock_all()] if reset else [*kept, self.unlock(pid)]
         statements = {"guard": guard, "release": release}
         if ENDLESS.keys() <= idle.keys():  # the server has leases
             statements["endless_guard"] = endless
@@ -137,6 +139,10 @@ class Statements:
     def default(self, name: str) -> str:
         """Return the call that does what ``RESET name`` does: a NULL is no value, and stands for the default."""
         return f"pg_catalog.set_config('{name}', NULL, false)"
+
+    def unlock(self, pid: int) -> str:
+        """Return the call that gives the guard of the backend `pid` back."""
+        return f"pg_catalog.pg_advisory_unlock_shared({GUARD_KEY}, {pid})"
 
     def unlock_all(self) -> str:
         """Return the call that releases all advisory locks of the session."""
@@ -230,15 +236,21 @@ class Statements:
         return "CLOSE ALL"
 
     def undo_open(
-        self, pid: int, changed: Iterable[str], settings: Mapping[str, int | str], *, keep_guard: bool
+        self,
+        pid: int,
+        changed: Iterable[str],
+        settings: Mapping[str, int | str],
+        *,
+        keep_guard: bool,
+        prepared: Mapping[str, int | str] | None,
     ) -> str:
         """Return what takes back only what the open did, for users without reset: the settings `changed` and the
-        guard. `settings` are set instead. May be empty."""
+        guard. `settings` are set instead. May be empty. `keep_guard` and `prepared` are those of `reset`."""
         parts = [f"RESET {name}" for name in changed if name not in settings]
-        parts += self.assignments(settings)
-        if not keep_guard:
-            parts.append(f"SELECT pg_catalog.pg_advisory_unlock_shared({GUARD_KEY}, {pid})")
-        return "; ".join(parts)
+        if prepared is not None and not keep_guard:
+            others = {name: value for name, value in settings.items() if prepared.get(name) != value}
+            return "; ".join([*parts, "EXECUTE serverless_pg_kit_release", *self.assignments(others)])
+        return "; ".join([*parts, *self.assignments(settings), *[f"SELECT {self.unlock(pid)}"] * (not keep_guard)])
 
     def census(self, fleet: str, pid: int) -> str:
         """Return the count of sessions and limits, one row (see `decisions.census.Census` for the columns), or none

@@ -120,6 +120,7 @@ class Cleaning(Acquiring, CleaningBase):
         if closing.message:
             await slot.line.run(closing.message, deadline, answers)
         await self._take_in(slot, ending, lease, closing, deadline, answers)
+        slot.changed = {}  # the next request may be routine, whose open takes no note
         slot.baseline.restore(slot.conn)
         if slot.configures_session and self.settings.reset and slot.direct:
             await self._reconfigure(slot)

@@ -160,7 +160,6 @@ class Warm(Cleaning):
             if answers.failed is not None:
                 deadline = Deadline(until, self._now)
                 await self._take_in(slot, Ending.COMMIT, routine.lease, routine.closing, deadline, answers)
-                is_kept = False
             while conn.pgconn.notifies():
                 pass
             if not is_kept:

@@ -14,6 +14,7 @@ from aio_support import pid_of, soon, write
 from support import entries, eventually, kill, sessions
 
 from serverless_pg_kit import AsyncEngine
+from serverless_pg_kit.session import Baseline
 
 Run = Callable[..., Any]
 
@@ -21,11 +22,21 @@ INVOCATIONS = 100
 
 
 def test_hundred_invocations_use_one_connection(run: Run, engine: AsyncEngine) -> None:
-    """A function that calls ``asyncio.run`` each time keeps its connection, which is none the worse for a new loop."""
+    """A function that calls ``asyncio.run`` each time keeps its connection."""
     assert len({run(pid_of(engine)) for _ in range(INVOCATIONS)}) == 1
     assert engine.stats.connects == 1
-    [slot] = engine._slots._idle
-    assert slot.baseline.is_kept(slot.conn)
+
+
+def test_new_loop_is_no_reason_to_put_the_object_back(
+    run: Run, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an invocation of its own loop changes on a connection is the kit's, and costs no more than one look."""
+    for _ in range(10):
+        run(pid_of(engine))
+    monkeypatch.delattr(Baseline, "_put_back")
+    for _ in range(3):
+        run(pid_of(engine))
+    assert (engine.stats.connects, engine.stats.open) == (1, 1)
 
 
 def test_invocations_go_on_after_the_connection_was_lost(run: Run, engine: AsyncEngine, superuser: Any) -> None:

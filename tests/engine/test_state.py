@@ -15,6 +15,7 @@ from psycopg.types.string import TextLoader
 from support import NOTICES_DISCARDS, entries, settable
 
 from serverless_pg_kit import Engine, TransactionFailed
+from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.testing import PostgresServer
 
 Conn = psycopg.Connection[Any]
@@ -137,8 +138,12 @@ def prepared(conn: Conn) -> list[Any]:
     return conn.execute("select name, prepare_time from pg_prepared_statements", prepare=False).fetchall()
 
 
-def check_next_request(engine: Engine, leave: Callable[[Conn], None], ending: str) -> None:
-    """Compare the state before a request that does `leave` with that after it, on the same backend."""
+def check_next_request(engine: Engine, leave: Callable[[Conn], None], ending: str, served: int) -> None:
+    """Compare the state before a request that does `leave` with that after it, on the same backend, which has `served`
+    so many requests before."""
+    for _ in range(served):
+        with engine.request():
+            pass
     with engine.request() as conn:
         conn.execute("select %s::int", [1], prepare=True)
         clean, statements, pid = state(conn), prepared(conn), conn.info.backend_pid
@@ -155,23 +160,27 @@ def check_next_request(engine: Engine, leave: Callable[[Conn], None], ending: st
         assert ending == "rollback" or prepared(conn) == statements
 
 
+@pytest.mark.parametrize("served", [0, PREPARE_AFTER + 4], ids=["new", "warm"])
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
 @pytest.mark.parametrize("leave", LEFTOVERS.values(), ids=LEFTOVERS)
 @pytest.mark.usefixtures("helper")
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
-def test_state_does_not_reach_the_next_request(make_engine: Any, leave: Callable[[Conn], None], ending: str) -> None:
+def test_state_does_not_reach_the_next_request(
+    make_engine: Any, leave: Callable[[Conn], None], ending: str, served: int
+) -> None:
     """Whatever one request leaves, the next one finds the connection as at the start, and what it had prepared."""
-    check_next_request(make_engine(), leave, ending)
+    check_next_request(make_engine(), leave, ending, served)
 
 
+@pytest.mark.parametrize("served", [0, PREPARE_AFTER + 4], ids=["new", "warm"])
 @pytest.mark.parametrize("ending", ["commit", "rollback"])
 @pytest.mark.parametrize("leave", SUPERUSERS_LEFTOVERS.values(), ids=SUPERUSERS_LEFTOVERS)
 @pytest.mark.usefixtures("helper")
 def test_state_of_a_superuser_does_not_reach_the_next_request(
-    make_engine: Any, server: PostgresServer, leave: Callable[[Conn], None], ending: str
+    make_engine: Any, server: PostgresServer, leave: Callable[[Conn], None], ending: str, served: int
 ) -> None:
     """A request that gives its privileges away does not do it for the next one."""
-    check_next_request(make_engine(conninfo=make_conninfo(server.superuser_dsn, dbname="app")), leave, ending)
+    check_next_request(make_engine(conninfo=make_conninfo(server.superuser_dsn, dbname="app")), leave, ending, served)
 
 
 @pytest.mark.parametrize("ending", ["commit", "rollback"])

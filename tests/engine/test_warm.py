@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import psycopg
 import psycopg.rows
 import psycopg.types.string
 import pytest
+from blocking import naked
 from proxy import Cut, Proxy, Side
 from psycopg.conninfo import make_conninfo
 from support import check_replaced_soon, entries, eventually, in_child
@@ -20,12 +22,14 @@ from support import check_replaced_soon, entries, eventually, in_child
 from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
 from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.events import Reused
+from serverless_pg_kit.session import Baseline
 from serverless_pg_kit.slots import OUTDATED, Slot
-from serverless_pg_kit.testing import PostgresServer
+from serverless_pg_kit.testing import InstantClock, PostgresServer
 
 SETTLED = PREPARE_AFTER + 4
 """After so many alike requests a connection has all that the kit prepares."""
 
+OWN_LOCKS = "locktype = 'advisory' and pid = pg_backend_pid()"
 TIMEOUTS = "select current_setting('statement_timeout')::interval, current_setting('idle_session_timeout')::interval"
 
 
@@ -204,6 +208,33 @@ def test_who_wants_nothing_prepared_gets_nothing(make_engine: Any) -> None:
     for _ in range(SETTLED):
         with engine.request(deadline=30.0) as conn:
             assert conn.execute("select count(*) from pg_prepared_statements").fetchone() == (0,)
+
+
+def test_without_reset_the_session_keeps_its_state(make_engine: Any, proxy: Proxy, server: PostgresServer) -> None:
+    """All of it, from one request to the next, but for what the open did: that is taken back by what is prepared."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn), reset=False)
+    idle = settled(engine, None).conn.pgconn
+    with engine.request() as conn:
+        conn.execute("create temp table kept (); set statement_timeout = '77s'; set work_mem = '7MB'")
+        conn.execute("select pg_advisory_lock(42)")
+    for deadline, timeouts in (
+        (None, (77, 77)),
+        (None, (77, 77)),
+        (5.05, (4.9, 5.05)),
+        (5.05, (4.9, 5.05)),
+        (None, (0, 0)),
+    ):
+        with proxy.counting() as traffic, engine.request(deadline=deadline) as conn:
+            timeout, lease = conn.execute(TIMEOUTS).fetchone()
+            assert conn.execute("select current_setting('work_mem'), count(*) from kept").fetchone() == ("7MB", 0)
+            assert conn.execute(f"select count(*) from pg_locks where {OWN_LOCKS}").fetchone() == (2,)
+        assert traffic.exchanges == 5
+        assert timeouts[0] <= timeout.total_seconds() <= timeouts[1]
+        assert lease.total_seconds() == (0 if deadline is None else 300)
+        assert any("EXECUTE serverless_pg_kit_release" in query for query in traffic.queries)
+        assert idle.exec_(b"show idle_session_timeout").get_value(0, 0) == b"5min"
+        assert idle.exec_(f"select count(*) from pg_locks where {OWN_LOCKS}".encode()).get_value(0, 0) == b"1"
+    assert engine.stats.connects == 1
 
 
 def test_log_that_is_turned_up_is_heard_soon(make_engine: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -438,7 +469,7 @@ def state_of(conn: Any) -> list[object]:
 def test_object_is_put_back(make_engine: Any, change: Callable[[Any], None], deadline: float | None) -> None:
     """What a request changes on its warm connection is as before in the next one."""
     engine = make_engine()
-    settled(engine, deadline)
+    slot = settled(engine, deadline)
     with engine.request(deadline=deadline) as conn:
         before = state_of(conn)
         change(conn)
@@ -446,7 +477,20 @@ def test_object_is_put_back(make_engine: Any, change: Callable[[Any], None], dea
     for _ in range(2):
         with engine.request(deadline=deadline) as conn:
             assert state_of(conn) == before
+        assert vars(slot.conn).get("wait") is slot.hook
     assert engine.stats.connects == 1
+
+
+def test_object_that_was_left_alone_is_not_put_back(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands on a connection while it is watched, or not, is the kit's, and costs no more than one look."""
+    engine = make_engine()
+    slot = settled(engine)
+    monkeypatch.delattr(Baseline, "_put_back")
+    for deadline in (30.0, 30.0, None, None, 30.0):
+        with engine.request(deadline=deadline) as conn:
+            conn.execute("select 1")
+        assert slot.hook is not None or deadline is None
+    assert (engine.stats.connects, engine.stats.open) == (1, 1)
 
 
 class Moody:
@@ -482,6 +526,7 @@ def test_deadline_ends_with_its_request(make_engine: Any, names: dict[str, Any])
     slot = settled(engine)
     slot.watch.until = slot.watch.server_helps_until = 0.0  # as if it were long over
     with engine.request(**names) as conn:
+        assert slot.hook is None or slot.watch.server_helps_until > time.monotonic()
         for _ in range(2):
             conn.execute("select pg_sleep(0.3)")
     assert (engine.stats.cancels, engine.stats.connects) == (0, 1)
@@ -500,6 +545,27 @@ def test_deadline_after_requests_without_one(make_engine: Any) -> None:
         conn.execute("select pg_sleep(60)")
     assert 2.1 <= time.monotonic() - began < 4
     assert (engine.stats.cancels, engine.stats.connects) == (1, 1)
+
+
+def test_deadline_by_another_clock(make_engine: Any) -> None:
+    """An engine that is given a clock while it is warm goes by that one at once."""
+    engine = make_engine()
+    settled(engine)
+    clock = InstantClock()
+    clock.install(naked(engine))
+    began = time.monotonic()
+    with pytest.raises(psycopg.errors.QueryCanceled), engine.request(deadline=30.0) as conn:
+        clock.advance(100.0)
+        conn.execute("select pg_sleep(60)")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("names", "seconds"), [({}, 300.0), ({"max_lifetime": 60.0}, 60.0)])
+def test_sleep_ends_with_lease_or_lifetime(make_engine: Any, names: dict[str, Any], seconds: float) -> None:
+    """A connection is not used beyond the earlier one, by the time of day: the server may have ended it."""
+    engine = make_engine(**names)
+    slot = settled(engine, None)
+    assert 0.85 * seconds <= slot.best_before - time.time() <= seconds
 
 
 def outdate(engine: Engine, slot: Slot) -> None:
@@ -566,13 +632,30 @@ def test_long_commit_has_the_time_of_its_request(make_engine: Any, superuser: An
 
 def test_cancelled_statement_is_counted(make_engine: Any) -> None:
     """One that began too late for the server's own time-out, and whose error the handler has caught."""
-    engine = make_engine(census_ttl=3600)
-    settled(engine)
+    engine = make_engine()
+    settled(engine).history.census_at = math.inf
     with engine.request(deadline=2.5) as conn:
         conn.execute("select pg_sleep(0.4)")
         with contextlib.suppress(psycopg.errors.QueryCanceled), conn.transaction():
             conn.execute("select pg_sleep(60)")
     assert engine.stats.cancels == 1
+
+
+def test_refused_write_is_its_own_requests_matter(make_engine: Any, server: PostgresServer) -> None:
+    """One that the handler has caught does not make the next request, which fails for a reason of its own, look for
+    another server."""
+    engine = make_engine(conninfo=make_conninfo(server.dsn, options="-c default_transaction_read_only=on"))
+    for _ in range(SETTLED):  # without a statement: psycopg's rollback would take the kit's away with its own
+        with engine.request(deadline=30.0):
+            pass
+    engine._history.census_at = math.inf
+    refused = contextlib.suppress(psycopg.errors.ReadOnlySqlTransaction)
+    with engine.request(deadline=30.0) as conn, refused, conn.transaction():
+        conn.execute("create table refused ()")
+    for _ in range(2):
+        with contextlib.suppress(LookupError), engine.request(deadline=30.0):
+            raise LookupError
+    assert engine.stats.connects == 1
 
 
 def test_child_ends_the_parents_request_without_touching_it(make_engine: Any, superuser: Any, ledger: str) -> None:
