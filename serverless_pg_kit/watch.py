@@ -65,6 +65,8 @@ class Watch:
     def __init__(self, slot: Slot, notes_pauses: bool) -> None:
         self._conn, self._line, self._baseline = slot.conn, slot.line, slot.baseline
         self._notes_pauses = notes_pauses
+        self.until: float = math.inf
+        self.server_helps_until: float = math.inf
         self.longest_pause: float = 0.0
         self.cancelled: bool = False
         self.refused_write: bool = False
