@@ -23,6 +23,7 @@ from serverless_pg_kit.routine import Routine
 from serverless_pg_kit.scope import Work
 from serverless_pg_kit.session import has_prepared
 from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.statements import ENDLESS
 from serverless_pg_kit.waiting import FAILURES
 
 INTERRUPTED = CleanReport("closed", "interrupted")
@@ -121,10 +122,19 @@ class Cleaning(Acquiring, CleaningBase):
         if closing.message:
             slot.line.run(closing.message, deadline, answers)
         self._take_in(slot, ending, lease, closing, deadline, answers)
-        slot.changed = {}  # the next request may be routine, whose open takes no note
-        slot.baseline.restore(slot.conn)
+        slot.changed = {} if lease is None else ENDLESS  # by the next open, if that is routine: it takes no note
+        self._put_back(slot, deadline)
         if slot.configures_session and self.settings.reset and slot.direct:
             self._reconfigure(slot)
+
+    def _put_back(self, slot: Slot, deadline: Deadline) -> None:
+        """Put the connection's own side back to what it was, and the session's user, if COMMIT itself has changed it:
+        before, that is part of the close exchange. Raises what rules the connection out."""
+        if slot.hook is not None:
+            self._end_watch(slot)
+        if slot.has_other_user and self.settings.reset and slot.direct:
+            slot.line.run(b"SET SESSION AUTHORIZATION DEFAULT; RESET ROLE", deadline)
+        slot.baseline.restore(slot.conn)
 
     def _take_in(
         self, slot: Slot, ending: Ending, lease: Lease | None, closing: Closing, deadline: Deadline, answers: Answers

@@ -57,7 +57,7 @@ def plan_open(
     if slot.direct is False or (slot.direct and slot.is_autocommit and not slot.changed):
         return Opening((begin or PING * ping).encode())
     if slot.changed.keys() & set(slot.timeout_names):
-        slot.routine = None  # whose end takes back no time-outs: the session may have its own, which stay
+        slot.routine = None  # whose end takes back no time-outs
     elif slot.direct and not slot.is_autocommit:
         return Opening(write_open(slot, statements, mode, slot.changed))
     if slot.direct and reset:

@@ -43,15 +43,15 @@ class Slot:
     """An open connection and what the engine knows about it. Times are wall-clock seconds.
 
     `target` is whom it was opened for, `history` what was seen of its server, `identity` who the credentials said that
-    we are. `pid` is the one given at connect, `user` the name that the session goes by. `direct` tells whether that pid
-    is the backend's own: ``None`` until asked, False behind a pooler. `is_linux` and `own_timeouts` (milliseconds by
-    name) are what the server told of itself and of the session, `timeout_names` those that it has. `changed` are the
-    settings that the open exchange made and the close has to take back. `lease` is how long it may stay idle, ``None``
-    without a lease; `best_before` is when that or its lifetime ends. `lent` counts the requests that it served before
-    they became routine; `prepared` are the settings that the prepared release makes, ``None`` while
-    `Statements.prepare` was not run; `prepared_timeout` is the one, in milliseconds, that an open is prepared for,
-    `prepared_span` the remaining seconds that come to it, from the first to below the second; `wanted_timeout` is the
-    one that it is to be prepared for, and `latest_timeout` that of the latest ordinary request with a deadline;
+    we are. `pid` is the one given at connect, `user` the name that the session goes by from its begin. `direct` tells
+    whether that pid is the backend's own: ``None`` until asked, False behind a pooler. `is_linux` and `own_timeouts`
+    (milliseconds by name) are what the server told of itself and of the session, `timeout_names` those that it has.
+    `changed` are the settings that the open exchange made and the close has to take back. `lease` is how long it may
+    stay idle, ``None`` without a lease; `best_before` is when that or its lifetime ends. `lent` counts the requests
+    that it served before they became routine; `prepared` are the settings that the prepared release makes, ``None``
+    while `Statements.prepare` was not run; `prepared_timeout` is the one, in milliseconds, that an open is prepared
+    for, `prepared_span` the remaining seconds that come to it, from the first to below the second; `wanted_timeout` is
+    the one that it is to be prepared for, and `latest_timeout` that of the latest ordinary request with a deadline;
     `elected` is the key of the cleaner's lock and until when it is held; `hook` is what stands in for the connection's
     `wait`, while it is watched.
     """
@@ -127,7 +127,7 @@ class Slot:
         self.expires: float = expires
         self.generation: int = generation
         self.pid: int = conn.pgconn.backend_pid
-        self.user: bytes | None = conn.pgconn.parameter_status(USER)
+        self.user: bytes | None = None
         self.server_version: int = conn.pgconn.server_version
         self.idle_since: float = born
         self.best_before: float = expires

@@ -23,6 +23,7 @@ from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.routine import Routine
 from serverless_pg_kit.session import has_prepared
 from serverless_pg_kit.slots import Slot
+from serverless_pg_kit.statements import ENDLESS
 
 INTERRUPTED = CleanReport("closed", "interrupted")
 NOTHING_DUE = CleanReport("kept", "no census was due")
@@ -120,10 +121,19 @@ class Cleaning(Acquiring, CleaningBase):
         if closing.message:
             await slot.line.run(closing.message, deadline, answers)
         await self._take_in(slot, ending, lease, closing, deadline, answers)
-        slot.changed = {}  # the next request may be routine, whose open takes no note
-        slot.baseline.restore(slot.conn)
+        slot.changed = {} if lease is None else ENDLESS  # by the next open, if that is routine: it takes no note
+        await self._put_back(slot, deadline)
         if slot.configures_session and self.settings.reset and slot.direct:
             await self._reconfigure(slot)
+
+    async def _put_back(self, slot: Slot, deadline: Deadline) -> None:
+        """Put the connection's own side back to what it was, and the session's user, if COMMIT itself has changed it:
+        before, that is part of the close exchange. Raises what rules the connection out."""
+        if slot.hook is not None:
+            self._end_watch(slot)
+        if slot.has_other_user and self.settings.reset and slot.direct:
+            await slot.line.run(b"SET SESSION AUTHORIZATION DEFAULT; RESET ROLE", deadline)
+        slot.baseline.restore(slot.conn)
 
     async def _take_in(
         self, slot: Slot, ending: Ending, lease: Lease | None, closing: Closing, deadline: Deadline, answers: Answers

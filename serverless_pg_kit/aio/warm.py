@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 from psycopg import OperationalError
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.aio.clean import INTERRUPTED, NOTHING_DUE, Cleaning
@@ -25,12 +25,13 @@ from serverless_pg_kit.decisions.classify import Failure
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
-from serverless_pg_kit.exchange import Answers, is_busy
+from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.routine import Routine, timed_opening
 from serverless_pg_kit.slots import USER, Slot
 
 INTRANS = int(TransactionStatus.INTRANS)
+PIPELINE_OFF = int(PipelineStatus.OFF)
 
 USUAL = Opening(b"")
 """What stands for the opening of a routine where all that matters is that it asks for no census."""
@@ -130,8 +131,11 @@ class Warm(Cleaning):
             or not scope._wants_commit
             or scope._spoiled
             or conn.pgconn.transaction_status != INTRANS
-            or conn.pgconn.parameter_status(USER) != slot.user
+            or conn.pgconn.pipeline_status != PIPELINE_OFF  # this and what follows is `is_busy`
+            or conn._num_transactions
+            or conn._tpc is not None
             or conn.lock.locked()
+            or conn.pgconn.parameter_status(USER) != slot.user
             or slot.line.poll(0)
             or wall >= slot.history.census_at
             or (routine.lease is not None and routine.lease is not slot.history.calm)
@@ -139,20 +143,16 @@ class Warm(Cleaning):
             or scope._process != processes.generation
         ):
             return await self._end_slot(slot, scope)
-        is_kept = slot.baseline.is_kept(conn)
-        if not is_kept and is_busy(conn):
-            return await self._end_slot(slot, scope)
-        return await self._end_usual(slot, scope, routine, wall, is_kept)
+        return await self._end_usual(slot, scope, routine, wall)
 
-    async def _end_usual(self, slot: Slot, scope: Work, routine: Routine, wall: float, is_kept: bool) -> CleanReport:
-        """Commit, and bring the connection home. `wall` is the time of day; `is_kept` tells whether its own side is as
-        it was."""
+    async def _end_usual(self, slot: Slot, scope: Work, routine: Routine, wall: float) -> CleanReport:
+        """Commit, and bring the connection home. `wall` is the time of day."""
         conn, answers, report, begun = slot.conn, Answers(), INTERRUPTED, self._now()
         until = begun + CLOSE_SECONDS
         if until < scope.until:
             until = scope.until
         try:
-            if slot.hook is not None and (slot.watch.must_end or not is_kept):
+            if slot.hook is not None and slot.watch.must_end:
                 self._end_watch(slot)
                 slot.refused_write = False  # the request has caught that, and commits
             async with conn.lock:
@@ -162,8 +162,8 @@ class Warm(Cleaning):
                 await self._take_in(slot, Ending.COMMIT, routine.lease, routine.closing, deadline, answers)
             while conn.pgconn.notifies():
                 pass
-            if not is_kept:
-                slot.baseline.restore(conn)
+            if conn.pgconn.parameter_status(USER) != slot.user or not slot.baseline.is_kept(conn):
+                await self._put_back(slot, Deadline(until, self._now))
             report = NOTHING_DUE
         except FAILURES as error:
             report = self._not_home(Ending.COMMIT, answers, error)

@@ -78,7 +78,9 @@ class StageBase:
         except BaseException:
             self._requests.remove(work)
             raise
-        return copy.copy(self._slot)
+        slot = copy.copy(self._slot)
+        slot.routine = None  # its end is this stage's
+        return slot
 
     def end(self, slot: Slot, work: WorkBase) -> Dialogue[Exception | None]:
         """End `work`, and those inside it that nobody ended; return what its caller has to hear."""

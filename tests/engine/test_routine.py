@@ -53,7 +53,6 @@ def test_deadline_beyond_the_lease_is_out_of_the_ordinary(make_engine: Any) -> N
 @pytest.mark.parametrize(
     "names",
     [
-        {"reset": False},
         {"autocommit": True},
         {"statements": type("Own", (Statements,), {})()},
     ],

@@ -568,6 +568,144 @@ def test_sleep_ends_with_lease_or_lifetime(make_engine: Any, names: dict[str, An
     assert 0.85 * seconds <= slot.best_before - time.time() <= seconds
 
 
+@pytest.mark.parametrize("prepares", [True, False])
+@pytest.mark.parametrize("reset", [True, False])
+def test_lease_is_set_however_the_request_ended(make_engine: Any, reset: bool, prepares: bool) -> None:
+    """The server ends the session of a container that never comes back, whatever its last request did."""
+    names = {} if prepares else {"configure": lambda conn: setattr(conn, "prepare_threshold", None)}
+    engine = make_engine(reset=reset, **names)
+    for end in (end_well, fail, go_back, discard, end_well):
+        for _ in range(SETTLED):
+            with engine.request() as conn:
+                conn.execute("select 1", prepare=prepares)
+        with contextlib.suppress(LookupError), engine.request() as conn:
+            end(conn)
+        [slot] = engine._slots._idle
+        assert slot.conn.pgconn.exec_(b"show idle_session_timeout").get_value(0, 0) == b"5min"
+
+
+def end_well(conn: Any) -> None:
+    """Do nothing."""
+
+
+def fail(conn: Any) -> None:
+    """Let the request roll back."""
+    conn.execute("select 1")
+    raise LookupError
+
+
+def go_back(conn: Any) -> None:
+    """Roll back to a savepoint: psycopg discards what is prepared."""
+    with contextlib.suppress(LookupError), conn.transaction():
+        fail(conn)
+
+
+def discard(conn: Any) -> None:
+    """Discard what is prepared."""
+    conn.execute("deallocate all")
+
+
+@pytest.mark.parametrize("served", [0, SETTLED])
+def test_user_that_commit_itself_changes(
+    make_engine: Any, server: PostgresServer, superuser: Any, ledger: str, served: int
+) -> None:
+    """A deferred trigger runs after all that could be looked at: the next request is nobody else all the same."""
+    superuser.execute(
+        "create or replace function disguise() returns trigger language plpgsql as"
+        " 'begin set session authorization app; return null; end'"
+    )
+    superuser.execute(
+        "create constraint trigger disguise after insert on ledger deferrable initially deferred"
+        " for each row execute function disguise()"
+    )
+    engine = make_engine(conninfo=make_conninfo(server.superuser_dsn, dbname="app"))
+    for entry in range(4):
+        for _ in range(served):
+            with engine.request(deadline=30.0) as conn:
+                assert conn.execute("select session_user, current_user").fetchone() == ("postgres", "postgres")
+        with engine.request(deadline=30.0) as conn:
+            assert conn.execute("select session_user, current_user").fetchone() == ("postgres", "postgres")
+            conn.execute("insert into ledger values (%s)", [entry])
+    assert engine.stats.connects == 1
+
+
+def test_user_that_configure_takes_on(make_engine: Any, server: PostgresServer) -> None:
+    """It is run again after each reset, by the user who logged in: only that one may do what comes before."""
+
+    def configure(conn: Any) -> None:
+        conn.execute("set log_statement = 'none'")
+        conn.execute("set session authorization app")
+        conn.commit()
+
+    engine = make_engine(conninfo=make_conninfo(server.superuser_dsn, dbname="app"), configure=configure)
+    for _ in range(2 * SETTLED):
+        with engine.request() as conn:
+            assert conn.execute("select session_user").fetchone() == ("app",)
+    assert (engine.stats.connects, engine.stats.maintenance_failures) == (1, 0)
+
+
+def test_object_that_changes_in_commit_is_put_back(make_engine: Any, superuser: Any, ledger: str) -> None:
+    """A handler of the engine's own is told something while the request commits."""
+    superuser.execute(
+        "create or replace function tell() returns trigger language plpgsql as"
+        " 'begin raise notice $$secret$$; return null; end'"
+    )
+    superuser.execute(
+        "create constraint trigger tell after insert on ledger deferrable initially deferred"
+        " for each row execute function tell()"
+    )
+    heard: list[str | None] = []
+
+    def configure(conn: Any) -> None:
+        def remember(notice: psycopg.errors.Diagnostic) -> None:
+            heard.append(notice.message_primary)
+            conn.last = notice.message_primary
+
+        conn.add_notice_handler(remember)
+
+    engine = make_engine(configure=configure)
+    settled(engine)
+    with engine.request(deadline=30.0) as conn:
+        conn.execute("insert into ledger values (1)")
+    with engine.request(deadline=30.0) as conn:
+        assert getattr(conn, "last", None) is None
+    assert heard == ["secret"]
+
+
+def test_pipeline_behind_psycopgs_back_is_known_not_to_have_committed(make_engine: Any) -> None:
+    """A COMMIT that could not be sent is not an unknown one."""
+    engine = make_engine()
+    settled(engine)
+    with pytest.raises(TransactionFailed), engine.request(deadline=30.0) as conn:
+        conn.pgconn.enter_pipeline_mode()
+    with engine.request() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+
+
+class Interrupted(BaseException):
+    """What ends more than a request, as a signal handler may raise it anywhere."""
+
+
+class Trap:
+    """Interrupts whoever compares it."""
+
+    def __eq__(self, other: object) -> bool:
+        raise Interrupted
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_interrupted_end_gives_the_place_back(make_engine: Any) -> None:
+    """By an exception in its last moments, when it is committed: there is room for the next one."""
+    engine = make_engine(max_size=1)
+    settled(engine)
+    with pytest.raises(Interrupted), engine.request(deadline=30.0) as conn:
+        conn.row_factory = Trap()
+    with engine.request(deadline=30.0) as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+    assert engine.stats.in_use == 0
+
+
 def outdate(engine: Engine, slot: Slot) -> None:
     """Let a request on another connection find that those of this age lost their server."""
     slot.generation = OUTDATED

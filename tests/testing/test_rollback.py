@@ -14,6 +14,7 @@ from psycopg.rows import dict_row
 from support import entries, eventually, kill
 
 from serverless_pg_kit import AcquireTimeout, Engine, TransactionFailed, testing
+from serverless_pg_kit.closing import PREPARE_AFTER
 
 
 def rolled_back(engine: Any) -> Any:
@@ -21,10 +22,13 @@ def rolled_back(engine: Any) -> Any:
     return clothed(testing.rolled_back(naked(engine)))
 
 
-@pytest.fixture
-def engine(make_engine: Any) -> Engine:
-    """An engine whose requests have a second to come to their connection."""
+@pytest.fixture(params=[0, PREPARE_AFTER + 4], ids=["new", "warm"])
+def engine(request: pytest.FixtureRequest, make_engine: Any) -> Engine:
+    """An engine whose requests have a second to come to their connection; one has served none, the other a few."""
     engine: Engine = make_engine(max_wait=1.0)
+    for _ in range(request.param):
+        with engine.request():
+            pass
     return engine
 
 
