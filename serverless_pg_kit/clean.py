@@ -123,18 +123,9 @@ class Cleaning(Acquiring, CleaningBase):
             slot.line.run(closing.message, deadline, answers)
         self._take_in(slot, ending, lease, closing, deadline, answers)
         slot.changed = {} if lease is None else ENDLESS  # by the next open, if that is routine: it takes no note
-        self._put_back(slot, deadline)
+        self._put_back(slot)
         if slot.configures_session and self.settings.reset and slot.direct:
             self._reconfigure(slot)
-
-    def _put_back(self, slot: Slot, deadline: Deadline) -> None:
-        """Put the connection's own side back to what it was, and the session's user, if COMMIT itself has changed it:
-        before, that is part of the close exchange. Raises what rules the connection out."""
-        if slot.hook is not None:
-            self._end_watch(slot)
-        if slot.has_other_user and self.settings.reset and slot.direct:
-            slot.line.run(b"SET SESSION AUTHORIZATION DEFAULT; RESET ROLE", deadline)
-        slot.baseline.restore(slot.conn)
 
     def _take_in(
         self, slot: Slot, ending: Ending, lease: Lease | None, closing: Closing, deadline: Deadline, answers: Answers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psycopg import Error
+from psycopg import Error, OperationalError
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.base import EngineBase
@@ -160,6 +160,15 @@ class CleaningBase(EngineBase):
             self._census_failed(slot, error)
         elif closing.census:
             slot.census = self._read_census(slot, answers.rows[0])
+
+    def _put_back(self, slot: Slot) -> None:
+        """Put the connection's own side back to what it was before the request. Raises what rules the connection out,
+        ``psycopg.OperationalError`` if the reset came too early."""
+        if slot.hook is not None:
+            self._end_watch(slot)
+        if slot.has_other_user and self.settings.reset and slot.direct:
+            raise OperationalError("COMMIT itself has changed the session's user")
+        slot.baseline.restore(slot.conn)
 
     def _close_failed(self, ending: Ending, answers: Answers, error: BaseException) -> None:
         """Announce that the end of a request failed, unless the caller hears of it anyway."""

@@ -162,7 +162,7 @@ class Warm(Cleaning):
             while conn.pgconn.notifies():
                 pass
             if conn.pgconn.parameter_status(USER) != slot.user or not slot.baseline.is_kept(conn):
-                self._put_back(slot, Deadline(until, self._now))
+                self._put_back(slot)
             report = NOTHING_DUE
         except FAILURES as error:
             report = self._not_home(Ending.COMMIT, answers, error)

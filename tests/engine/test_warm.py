@@ -609,7 +609,8 @@ def discard(conn: Any) -> None:
 def test_user_that_commit_itself_changes(
     make_engine: Any, server: PostgresServer, superuser: Any, ledger: str, served: int
 ) -> None:
-    """A deferred trigger runs after all that could be looked at: the next request is nobody else all the same."""
+    """A deferred trigger runs after all that could be looked at: the next request is nobody else, on another connection
+    if need be."""
     superuser.execute(
         "create or replace function disguise() returns trigger language plpgsql as"
         " 'begin set session authorization app; return null; end'"
@@ -626,7 +627,8 @@ def test_user_that_commit_itself_changes(
         with engine.request(deadline=30.0) as conn:
             assert conn.execute("select session_user, current_user").fetchone() == ("postgres", "postgres")
             conn.execute("insert into ledger values (%s)", [entry])
-    assert engine.stats.connects == 1
+    assert entries(superuser) == [0, 1, 2, 3]
+    assert (engine.stats.connects, engine.stats.commits) == (4 if served else 1, 4 * (served + 1))
 
 
 def test_user_that_configure_takes_on(make_engine: Any, server: PostgresServer) -> None:
