@@ -125,6 +125,10 @@ SUPERUSERS_LEFTOVERS: dict[str, Callable[[Conn], None]] = {
 }
 
 
+ENDINGS = [("commit", 0), ("rollback", 0), ("commit", PREPARE_AFTER + 4)]
+"""How a request ends, after how many others on its connection: a rollback is no routine."""
+
+
 @pytest.fixture
 def helper(superuser: Conn) -> None:
     """A role that the application may take on."""
@@ -160,8 +164,7 @@ def check_next_request(engine: Engine, leave: Callable[[Conn], None], ending: st
         assert ending == "rollback" or prepared(conn) == statements
 
 
-@pytest.mark.parametrize("served", [0, PREPARE_AFTER + 4], ids=["new", "warm"])
-@pytest.mark.parametrize("ending", ["commit", "rollback"])
+@pytest.mark.parametrize(("ending", "served"), ENDINGS)
 @pytest.mark.parametrize("leave", LEFTOVERS.values(), ids=LEFTOVERS)
 @pytest.mark.usefixtures("helper")
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
@@ -172,8 +175,7 @@ def test_state_does_not_reach_the_next_request(
     check_next_request(make_engine(), leave, ending, served)
 
 
-@pytest.mark.parametrize("served", [0, PREPARE_AFTER + 4], ids=["new", "warm"])
-@pytest.mark.parametrize("ending", ["commit", "rollback"])
+@pytest.mark.parametrize(("ending", "served"), ENDINGS)
 @pytest.mark.parametrize("leave", SUPERUSERS_LEFTOVERS.values(), ids=SUPERUSERS_LEFTOVERS)
 @pytest.mark.usefixtures("helper")
 def test_state_of_a_superuser_does_not_reach_the_next_request(
