@@ -25,7 +25,7 @@ from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.scope import Work
 from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
-from serverless_pg_kit.slots import USER, Slot, Waiter
+from serverless_pg_kit.slots import SESSION_USER, Slot, Waiter
 from serverless_pg_kit.waiting import Bell, asked, completed, drive, elsewhere, pause
 from serverless_pg_kit.watch import Watch
 
@@ -223,7 +223,7 @@ class Acquiring(AcquiringBase):
         """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""
         conn: Any = self._connection(pgconn)
         try:
-            user, unconfigured = pgconn.parameter_status(USER), Baseline(conn)
+            user, unconfigured = pgconn.parameter_status(SESSION_USER), Baseline(conn)
             talks = self._configure(conn)
             slot = self._slot(conn, Baseline(conn, unconfigured), retry)
         except BaseException:

@@ -48,7 +48,7 @@ def plan_open(
 
     `mode` is that of the user's transaction, ``None`` if none is to begin. `session` are the settings that a new
     connection starts from, and `census` the statement to ask it for; empty: none is due. `reset` is the setting. With
-    `ping` something is sent in any case.
+    `ping` something is sent in any case. If the end has time-outs to take back, the request is no routine any more.
     """
     if slot.direct and reset and not slot.is_autocommit:
         return Opening(write_open(slot, statements, mode, request_settings(slot, remaining)))
@@ -57,7 +57,7 @@ def plan_open(
     if slot.direct is False or (slot.direct and slot.is_autocommit and not slot.changed):
         return Opening((begin or PING * ping).encode())
     if slot.changed.keys() & set(slot.timeout_names):
-        slot.routine = None  # whose end takes back no time-outs
+        slot.routine = None
     elif slot.direct and not slot.is_autocommit:
         return Opening(write_open(slot, statements, mode, slot.changed))
     if slot.direct and reset:

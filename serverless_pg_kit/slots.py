@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 IDLE = int(TransactionStatus.IDLE)
 
-USER = b"session_authorization"
+SESSION_USER = b"session_authorization"
 """By this name the server tells of the session's user, and of each change with the answer to what changed it."""
 
 NO_SPAN = math.inf, math.inf
@@ -169,7 +169,7 @@ class Slot:
     @property
     def has_other_user(self) -> bool:
         """Whether the session goes by another user name than at its begin, as the server has told."""
-        return bool(self.conn.pgconn.parameter_status(USER) != self.user)
+        return bool(self.conn.pgconn.parameter_status(SESSION_USER) != self.user)
 
     def hear(self, notice: Diagnostic) -> None:
         """Remember the SQLSTATE of a FATAL: to a connection that idles it comes as a notice."""

@@ -27,7 +27,7 @@ from serverless_pg_kit.exchange import Answers
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.routine import Routine, timed_opening
 from serverless_pg_kit.scope import Work
-from serverless_pg_kit.slots import USER, Slot
+from serverless_pg_kit.slots import SESSION_USER, Slot
 from serverless_pg_kit.waiting import FAILURES
 from serverless_pg_kit.watch import GRACE
 
@@ -134,7 +134,7 @@ class Warm(Cleaning):
             or conn._num_transactions
             or conn._tpc is not None
             or conn.lock.locked()
-            or conn.pgconn.parameter_status(USER) != slot.user
+            or conn.pgconn.parameter_status(SESSION_USER) != slot.user
             or slot.line.poll(0)
             or wall >= slot.history.census_at
             or (routine.lease is not None and routine.lease is not slot.history.calm)
@@ -161,7 +161,7 @@ class Warm(Cleaning):
                 self._take_in(slot, Ending.COMMIT, routine.lease, routine.closing, deadline, answers)
             while conn.pgconn.notifies():
                 pass
-            if conn.pgconn.parameter_status(USER) != slot.user or not slot.baseline.is_kept(conn):
+            if conn.pgconn.parameter_status(SESSION_USER) != slot.user or not slot.baseline.is_kept(conn):
                 self._put_back(slot)
             report = NOTHING_DUE
         except FAILURES as error:

@@ -26,7 +26,7 @@ from serverless_pg_kit.exchange import Answers, ExchangeTimeout
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.retry import Retry
 from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
-from serverless_pg_kit.slots import USER, Slot, Waiter
+from serverless_pg_kit.slots import SESSION_USER, Slot, Waiter
 
 EXPLAIN_SECONDS = 1.0
 """Longest time to find out why a certificate was refused."""
@@ -231,7 +231,7 @@ class Acquiring(AcquiringBase):
         """Make a connection of `pgconn` and a slot around it. Closes it if ``configure`` raises."""
         conn: Any = self._connection(pgconn)
         try:
-            user, unconfigured = pgconn.parameter_status(USER), Baseline(conn)
+            user, unconfigured = pgconn.parameter_status(SESSION_USER), Baseline(conn)
             talks = await self._configure(conn)
             slot = self._slot(conn, Baseline(conn, unconfigured), retry)
         except BaseException:

@@ -85,6 +85,18 @@ def is_writing(superuser: psycopg.Connection[Any]) -> bool:
     return row is not None
 
 
+def run_in_commit(superuser: psycopg.Connection[Any], statement: str) -> None:
+    """Let the COMMIT of whoever has written into the ledger run a `statement` of PL/pgSQL, by a deferred trigger."""
+    superuser.execute(
+        "create or replace function late() returns trigger language plpgsql as"
+        f" $body$ begin {statement}; return null; end $body$"
+    )
+    superuser.execute(
+        "create constraint trigger late after insert on ledger deferrable initially deferred"
+        " for each row execute function late()"
+    )
+
+
 @pytest.mark.parametrize("deadline", [None, 30.0])
 @pytest.mark.parametrize(("toward", "after"), [("server", 0), ("server", 20), ("client", 0), ("client", 20)])
 def test_line_that_is_cut_in_the_open_costs_a_connection_and_no_request(
@@ -615,14 +627,7 @@ def test_user_that_commit_itself_changes(
 ) -> None:
     """A deferred trigger runs after all that could be looked at: the next request is nobody else, on another connection
     if need be."""
-    superuser.execute(
-        "create or replace function disguise() returns trigger language plpgsql as"
-        " 'begin set session authorization app; return null; end'"
-    )
-    superuser.execute(
-        "create constraint trigger disguise after insert on ledger deferrable initially deferred"
-        " for each row execute function disguise()"
-    )
+    run_in_commit(superuser, "set session authorization app")
     engine = make_engine(conninfo=make_conninfo(server.superuser_dsn, dbname="app"))
     for entry in range(4):
         for _ in range(served):
@@ -652,14 +657,7 @@ def test_user_that_configure_takes_on(make_engine: Any, server: PostgresServer) 
 
 def test_object_that_changes_in_commit_is_put_back(make_engine: Any, superuser: Any, ledger: str) -> None:
     """A handler of the engine's own is told something while the request commits."""
-    superuser.execute(
-        "create or replace function tell() returns trigger language plpgsql as"
-        " 'begin raise notice $$secret$$; return null; end'"
-    )
-    superuser.execute(
-        "create constraint trigger tell after insert on ledger deferrable initially deferred"
-        " for each row execute function tell()"
-    )
+    run_in_commit(superuser, "raise notice 'secret'")
     heard: list[str | None] = []
 
     def configure(conn: Any) -> None:
@@ -760,14 +758,7 @@ def test_pressure_is_felt_at_the_next_end(make_engine: Any) -> None:
 
 def test_long_commit_has_the_time_of_its_request(make_engine: Any, superuser: Any, ledger: str) -> None:
     """A deferred trigger goes on for longer than what every end has, and the deadline is far."""
-    superuser.execute(
-        "create or replace function dawdle() returns trigger language plpgsql as"
-        " 'begin perform pg_sleep(1.3); return null; end'"
-    )
-    superuser.execute(
-        "create constraint trigger dawdle after insert on ledger deferrable initially deferred"
-        " for each row execute function dawdle()"
-    )
+    run_in_commit(superuser, "perform pg_sleep(1.3)")
     engine = make_engine()
     settled(engine)
     assert outcome(engine, 1)
