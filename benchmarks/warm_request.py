@@ -3,9 +3,11 @@
     python benchmarks/warm_request.py
 
 Client and backend share one core, so that elapsed time is the CPU time of both and no wake-up across cores blurs it
-(where the system does not let us pin the backend, that is said). The contestants take turns; the figures are medians
-of the turns. Now and then all of them begin anew with other connections: where a backend's memory happens to lie is
-worth several microseconds. Compare ratios and differences within one run; the microseconds are this machine's.
+(where the system does not let us pin the backend, that is said). The contestants take turns, and each turn of the kit's
+stands between two of psycopg by hand: what is told is the median of the differences to these two, because the machine's
+speed changes from one second to the next. Now and then all of them begin anew with other connections: where a backend's
+memory happens to lie is worth several microseconds. Compare ratios and differences within one run; the microseconds are
+this machine's.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ import psycopg
 from serverless_pg_kit import Engine
 from serverless_pg_kit.testing import PostgresServer
 
-LAYOUTS = 5
-TURNS = 10  # in each of them
-REQUESTS = 150
+LAYOUTS = 8
+TURNS = 15  # in each of them
+REQUESTS = 60
+BY_HAND = "psycopg by hand"
 
 
 @contextmanager
@@ -47,7 +50,7 @@ def contestants(dsn: str) -> Iterator[dict[str, Callable[[], object]]]:
         return serve
 
     yield {
-        "psycopg by hand": by_hand,
+        BY_HAND: by_hand,
         "kit": request(engines["kit"], None),
         "kit, with deadline": request(engines["kit"], 30.0),
         "kit, reset off": request(engines["kit, reset off"], None),
@@ -84,22 +87,27 @@ def turn(serve: Callable[[], object]) -> float:
 def main() -> None:
     """Measure all contestants in turns and print the table."""
     taken: dict[str, list[float]] = defaultdict(list)
+    differences: dict[str, list[float]] = defaultdict(list)
     pinned = ""
     with PostgresServer() as server:
         for _ in range(LAYOUTS):
             with contestants(server.dsn) as serving:
-                for serve in serving.values():
+                by_hand = serving.pop(BY_HAND)
+                for serve in (by_hand, *serving.values()):
                     turn(serve)
                 pinned = pin(server.dsn)
-                for _ in range(TURNS):
-                    for name, serve in serving.items():
-                        taken[name].append(turn(serve))
+                for name, serve in list(serving.items()) * TURNS:
+                    before, own, after = turn(by_hand), turn(serve), turn(by_hand)
+                    taken[BY_HAND].append(before)
+                    taken[name].append(own)
+                    differences[name].append(own - (before + after) / 2)
     print(f"{pinned}; medians of {LAYOUTS} times {TURNS} turns of {REQUESTS} requests")
-    medians = {name: statistics.median(values) for name, values in taken.items()}
-    base = medians["psycopg by hand"]
     print(f"{'':22}{'us/request':>12}{'over psycopg':>14}{'ratio':>8}")
-    for name, median in medians.items():
-        print(f"{name:22}{median:12.1f}{median - base:14.1f}{median / base:8.2f}")
+    base = statistics.median(taken[BY_HAND])
+    print(f"{BY_HAND:22}{base:12.1f}")
+    for name, values in differences.items():
+        over = statistics.median(values)
+        print(f"{name:22}{statistics.median(taken[name]):12.1f}{over:14.1f}{1 + over / base:8.2f}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from serverless_pg_kit.decisions.deadline import Deadline, open_seconds
 from serverless_pg_kit.errors import ConnectRejected, ServerlessPgError, SettingsError
 from serverless_pg_kit.events import CredentialsRefreshed, Paused, Retrying, Reused, Waited
 from serverless_pg_kit.exchange import Answers, ExchangeTimeout
+from serverless_pg_kit.history import NEVER
 from serverless_pg_kit.line import Line
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.retry import Retry
@@ -63,6 +64,7 @@ class Acquiring(AcquiringBase):
                 slot.line.close()
             self._slots.give_back(None)
             raise
+        slot.steady_until = NEVER  # until its end, too, has found nothing out of the ordinary
         self._watch(slot, self._clock.monotonic(), scope.until)
         if scope.transaction == "ahead" and not slot.conn.autocommit:
             from serverless_pg_kit.ahead import Ahead

@@ -66,7 +66,10 @@ class AcquiringBase(EngineBase):
         params = self.settings.parameters(os.environ)
         if answer is not None:
             params = overlaid(params, raised_sslmode(params, answer, os.environ), os.environ)
-            self._identity = retry.identity = identity(answer)
+            before, self._identity = self._identity, identity(answer)
+            retry.identity = self._identity
+            if self._identity != before:
+                self._look_closer()
         if retry.tenant is not None:
             params = overlaid(params, retry.tenant.parameters(), os.environ)
         if self._targets.settle(retry.target, params):
@@ -175,6 +178,7 @@ class AcquiringBase(EngineBase):
         self._tracing.learn(refusal.message, classify(refusal.message, (), rules).kind is not FailureKind.UNKNOWN)
         if failure.kind is FailureKind.CAPACITY:
             retry.target.history.note_refusal()
+            self._look_closer()
         self._announce(Refused(failure.kind.value, failure.message, failure.code, retry.attempts + 1, retry.lap()))
         return failure
 

@@ -21,11 +21,6 @@ logger: logging.Logger = logging.getLogger("serverless_pg_kit")
 SLOW = 0.1
 """Seconds above which a listener is reported, once: its request waits for it."""
 
-LOOK_SECONDS = 1.0
-"""Seconds after which a change of the log's level is noticed by those who are in a hurry."""
-
-NEVER = float("-inf")
-
 KINDS = Event.__subclasses__()
 COUNTERS = frozenset(kind.counter for kind in KINDS if kind.counter)
 """The fields of `Stats` that grow by one at a time."""
@@ -49,7 +44,6 @@ class Announcer:
         self._telling: ContextVar[bool] = ContextVar("serverless_pg_kit.telling", default=False)
         self._slow: set[int] = set()
         self.is_heard: bool = False
-        self.quiet_until: float = NEVER
         self.start_anew()
 
     def start_anew(self) -> None:
@@ -67,7 +61,7 @@ class Announcer:
     def add_listener(self, listener: Listener) -> None:
         """Give all further events to `listener`, too."""
         self._listeners = (*self._listeners, listener)
-        self.is_heard, self.quiet_until = True, NEVER
+        self.is_heard = True
 
     def __call__(self, event: Event) -> None:
         """Count, log and announce `event`. Raises only what is meant to end more than a listener, such as
@@ -86,13 +80,9 @@ class Announcer:
             self._current.reset(hidden)
             self._telling.reset(telling)
 
-    def look_around(self, wall: float) -> None:
-        """Find out whether anybody hears of what comes with every request: a listener, or a log at level DEBUG.
-
-        `wall` is the time of day. If nobody does, that is taken for granted until `quiet_until`.
-        """
+    def look_around(self) -> None:
+        """Find out whether anybody hears of what comes with every request: a listener, or a log at level DEBUG."""
         self.is_heard = bool(self._listeners) or logger.isEnabledFor(logging.DEBUG)
-        self.quiet_until = NEVER if self.is_heard else wall + LOOK_SECONDS
 
     def often(self, kind: type[Event], make: Callable[..., Event], *values: Any) -> None:
         """Announce an event that comes with every request, `make(*values)`: it is counted always, but made only if

@@ -54,6 +54,10 @@ if TYPE_CHECKING:
 CENSUS_PAUSE = 1.0
 """Seconds, at least, before a census that the server refused is tried again."""
 
+LOOK_SECONDS = 1.0
+"""Seconds, at most, in which nothing is found out anew for the ordinary requests of a connection in steady use: whether
+the process was frozen, say, or the log has another level. Not longer than `THAW_SECONDS`."""
+
 THAW_SECONDS = 1.0
 """By how much the time of day has to outrun the process's own clock for a thaw: less is the clock being set."""
 
@@ -124,7 +128,7 @@ class EngineBase:
         self._clock = clock
         self._start()
         for slot in self._open_slots:
-            slot.history, slot.routine = self._own.history, None
+            slot.history, slot.routine, slot.steady_until = self._own.history, None, NEVER
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._slots.taken} in use, {self._slots.idle} idle, {self.settings!r}>"
@@ -148,6 +152,7 @@ class EngineBase:
         if not is_listener(listener):
             raise SettingsError(f"add_listener({type(listener).__name__}) is not allowed: {LISTENER}")
         self._announce.add_listener(listener)
+        self._look_closer()
 
     def retire(self) -> None:
         """Close all connections: idle ones now, others when their requests end, the current one's too.
@@ -195,10 +200,26 @@ class EngineBase:
         frozen, self._drift = drift - self._drift, drift
         target = self._own if scope._tenant is None else scope._tenant.target
         target.history.note_request(wall)
-        self._announce.look_around(wall)
+        self._announce.look_around()
         if frozen > THAW_SECONDS:
             self._announce(Thawed(frozen))
         return target
+
+    def _steady_until(self, slot: Slot, now: float) -> float:
+        """Return until when the ordinary requests of `slot`, which goes to sleep `now`, need no closer look."""
+        is_steady = (
+            slot.routine is not None
+            and slot.target is self._own
+            and slot.identity == self._identity
+            and not self._announce.is_heard
+            and self.settings.hold_warning is None
+        )
+        return min(now + LOOK_SECONDS, slot.best_before, slot.history.census_at) if is_steady else NEVER
+
+    def _look_closer(self) -> None:
+        """Let every connection's next request find out what it needs: something has changed for all of them."""
+        for slot in self._open_slots:
+            slot.steady_until = NEVER
 
     def _reclaim(self) -> None:
         """Close the connections of requests that were begun by hand and collected before they ended."""
@@ -242,8 +263,10 @@ class EngineBase:
 
     def _read_census(self, slot: Slot, row: list[str | None]) -> Census:
         """Return the census in `row` and remember it; it says when the next one is due."""
-        census = read_census([int(value or 0) for value in row], self.settings.max_connections)
+        census, calm = read_census([int(value or 0) for value in row], self.settings.max_connections), slot.history.calm
         slot.history.note_census(census, self._clock.dice())
+        if slot.history.calm != calm:
+            self._look_closer()
         self._announce(Counted(census.used, census.fleet_used, census.room))
         self._check_size(census.ceiling)
         return census
@@ -266,7 +289,7 @@ class EngineBase:
         return True
 
     def _forget_prepared(self, slot: Slot) -> None:
-        slot.prepared, slot.lent, slot.routine = None, 0, None
+        slot.prepared, slot.lent, slot.routine, slot.steady_until = None, 0, None, NEVER
         slot.prepared_timeout = slot.wanted_timeout = slot.latest_timeout = None
         slot.prepared_span = NO_SPAN
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psycopg import Error, OperationalError
+from psycopg import Error
 from psycopg.pq import TransactionStatus
 
 from serverless_pg_kit.base import EngineBase
@@ -162,12 +162,10 @@ class CleaningBase(EngineBase):
             slot.census = self._read_census(slot, answers.rows[0])
 
     def _put_back(self, slot: Slot) -> None:
-        """Put the connection's own side back to what it was before the request. Raises what rules the connection out,
-        ``psycopg.OperationalError`` if the reset came too early."""
+        """Put the connection's own side back to what it was before the request. Raises what rules the connection
+        out."""
         if slot.hook is not None:
             self._end_watch(slot)
-        if slot.has_other_user and self.settings.reset and slot.direct:
-            raise OperationalError("COMMIT itself has changed the session's user")
         slot.baseline.restore(slot.conn)
 
     def _close_failed(self, ending: Ending, answers: Answers, error: BaseException) -> None:
@@ -251,8 +249,8 @@ class CleaningBase(EngineBase):
     def _release(self, slot: Slot, *, keep: bool) -> None:
         """Give the place of `slot` to whoever is next in line; it goes to sleep if it is to be kept."""
         now = self._clock.wall()
-        slot.idle_since, slot.census = now, None
-        slot.best_before = slot.expires if slot.lease is None else min(slot.expires, now + slot.lease)
+        slot.idle_since, slot.census, slot.refused_write = now, None, False
+        slot.steady_until = self._steady_until(slot, now)
         slot.history.released_at = now
         begun = slot.begun  # read while it is ours
         is_kept = self._slots.give_back(slot if keep else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from psycopg.pq import DiagnosticField, ExecStatus
+from psycopg.pq.abc import PGresult
 
 from serverless_pg_kit.decisions.ending import CommitAnswer, Ending, Outcome, commit_outcome
 from serverless_pg_kit.errors import CommitUnknown, TransactionFailed
@@ -11,7 +12,7 @@ from serverless_pg_kit.exchange import Answers, as_text
 COMMITTED = CommitAnswer(tag="COMMIT")
 
 
-def commit_answer(answers: Answers) -> CommitAnswer | None:
+def commit_answer(answers: list[PGresult]) -> CommitAnswer | None:
     """Return what the server answered to the COMMIT in a close message, or ``None`` if it did not come to that."""
     for result in answers:
         if result.status == ExecStatus.FATAL_ERROR:
@@ -29,12 +30,12 @@ def commit_answer(answers: Answers) -> CommitAnswer | None:
     return None
 
 
-def outcome_of(answers: Answers) -> Outcome:
+def outcome_of(answers: list[PGresult]) -> Outcome:
     """Return what is known of the COMMIT in a close message from its `answers`."""
     return commit_outcome(commit_answer(answers))
 
 
-def has_committed(answers: Answers) -> bool:
+def has_committed(answers: list[PGresult]) -> bool:
     """Tell whether the server has said that the COMMIT in a close message was done."""
     if len(answers) > 1 and answers[1].command_status == b"COMMIT":  # as in every message of the kit
         return True
@@ -64,11 +65,11 @@ def ending_problem(ending: Ending, answers: Answers) -> Exception | None:
 
 def commit_problem(answers: Answers) -> Exception | None:
     """Return the error in the answer to COMMIT, ``None`` if it is committed."""
-    if answers.conn is None:
-        return TransactionFailed("COMMIT was never sent (see the log): nothing of this request is kept")
     answer = commit_answer(answers)
     if answer is COMMITTED:
         return None
+    if answer is None and answers.conn is None:
+        return TransactionFailed("COMMIT was never sent (see the log): nothing of this request is kept")
     outcome = commit_outcome(answer)
     if outcome is Outcome.UNKNOWN:
         return CommitUnknown(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from psycopg import OperationalError, errors
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
@@ -15,25 +17,30 @@ class ExchangeTimeout(OperationalError):
 
 
 class Answers(list[PGresult]):
-    """The results that arrived so far. They outlive the generator, which an error or a cancellation may end."""
+    """The results that arrived of what was sent over `conn` (``None``: nothing was sent).
 
-    __slots__ = ("conn", "failed")
+    They outlive whoever takes them in, whom an error or a cancellation may interrupt.
+    """
 
-    conn: AnyConnection | None
-    failed: PGresult | None
+    __slots__ = ("conn",)
 
-    def __getattr__(self, name: str) -> None:
-        """Nothing was sent yet: there is no connection, and no failure."""
-        if name not in self.__slots__:
-            raise AttributeError(name)
+    def __init__(self, results: Iterable[PGresult] = (), conn: AnyConnection | None = None) -> None:
+        super().__init__(results)
+        self.conn: AnyConnection | None = conn
+
+    @property
+    def failed(self) -> PGresult | None:
+        """The first result that is an error, if there is one."""
+        return next((result for result in self if result.status == FATAL_ERROR), None)
 
     @property
     def error(self) -> errors.Error | None:
         """The exception that psycopg would raise for the first result that is an error, if there is one."""
-        if self.failed is None:
+        failed = self.failed
+        if failed is None:
             return None
         encoding = "utf-8" if self.conn is None else self.conn.info.encoding
-        return errors.error_from_result(self.failed, encoding=encoding)
+        return errors.error_from_result(failed, encoding=encoding)
 
     @property
     def commits(self) -> int:
@@ -59,29 +66,29 @@ class Answers(list[PGresult]):
 TUPLES_OK = int(ExecStatus.TUPLES_OK)
 """The last of the successes (after EMPTY_QUERY and COMMAND_OK), in libpq's order."""
 
+FATAL_ERROR = int(ExecStatus.FATAL_ERROR)
+"""Any error that ends a statement."""
 
-def advance(pgconn: PGconn, answers: Answers) -> bool:
-    """Take in the results that have arrived, without waiting, and tell whether the exchange is complete.
+COPY = "a COPY is in progress on this connection"
 
-    SQL errors are results, not exceptions; the first is remembered. Raises ``OperationalError`` for a COPY, which
-    nobody here would end.
+MANY = 1000
+"""More results than any message of the kit has: a COPY would give one without end."""
+
+
+def advance(pgconn: PGconn, results: list[PGresult]) -> bool:
+    """Add to `results` those that have arrived, without waiting, and tell whether the exchange is complete.
+
+    SQL errors are results, not exceptions. Raises ``OperationalError`` for a COPY, which nobody here would end.
     """
-    is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, answers.append
-    while not is_busy():
+    is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, results.append
+    for _ in range(MANY):
+        if is_busy():
+            return False
         result = get_result()
         if result is None:
             return True
         add(result)
-        if result.status > TUPLES_OK:
-            note_failure(result, answers)
-    return False
-
-
-def note_failure(result: PGresult, answers: Answers) -> None:
-    """Remember `result` if it is the first error of `answers`. Raises ``OperationalError`` if it is no error."""
-    if result.status != ExecStatus.FATAL_ERROR:
-        raise OperationalError("a COPY is in progress on this connection")
-    answers.failed = answers.failed or result
+    raise OperationalError(COPY)
 
 
 def check(deadline: Deadline, happened: bool) -> None:

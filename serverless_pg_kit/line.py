@@ -13,10 +13,11 @@ from typing import Any
 from psycopg import Connection, OperationalError
 from psycopg.abc import RV, PQGen
 from psycopg.pq import ConnStatus
+from psycopg.pq.abc import PGresult
 from psycopg.waiting import Wait
 
 from serverless_pg_kit.decisions.deadline import Deadline
-from serverless_pg_kit.exchange import TUPLES_OK, Answers, check, note_failure
+from serverless_pg_kit.exchange import COPY, MANY, Answers, check
 from serverless_pg_kit.waiting import LONGEST, is_ready
 
 CONNECTION_OK = int(ConnStatus.OK)
@@ -74,34 +75,36 @@ class Line(LineBase):
         """
         answers = Answers() if answers is None else answers
         with self.conn.lock:
-            self.run_locked(message, answers, deadline.now(), deadline.at, deadline.now)
+            self.conn.pgconn.send_query(message)
+            answers.conn = self.conn
+            self.receive(answers, deadline.now(), deadline.at, deadline.now)
         return answers
 
-    def run_locked(
-        self, message: bytes, answers: Answers, begun: float, until: float, now: Callable[[], float]
-    ) -> None:
-        """Do what `run` does, from `begun`, which is the present, until `until`, both by the clock `now`.
+    def receive(self, results: list[PGresult], begun: float, until: float, now: Callable[[], float]) -> None:
+        """Add to `results` those of the message that was just sent: from `begun`, which is the present, until `until`,
+        both by the clock `now`. Raises what `run` raises.
 
-        For a caller who holds the connection's lock.
+        For a caller who holds the connection's lock, and in a hurry: he looks at the last one, because what follows an
+        error in a message is not run.
         """
         pgconn, poll = self.conn.pgconn, self.poll
-        answers.conn, answers.failed = self.conn, None
-        pgconn.send_query(message)
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
             self._wait_for_room(Deadline(until, now))
-        is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, answers.append
+        is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, results.append
         seconds = until - begun
         while True:
             if not poll(None if seconds > LONGEST else seconds * 1000 if seconds > 0 else 0):
                 check(Deadline(until, now), False)
             pgconn.consume_input()
-            while not is_busy():  # this is `advance`, without a call
+            for _ in range(MANY):  # this is `advance`, without a call
+                if is_busy():
+                    break
                 result = get_result()
                 if result is None:
                     return
                 add(result)
-                if result.status > TUPLES_OK:
-                    note_failure(result, answers)
+            else:
+                raise OperationalError(COPY)
             seconds = until - now()
 
     def _wait_for_room(self, deadline: Deadline) -> None:

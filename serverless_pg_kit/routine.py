@@ -14,14 +14,14 @@ from typing import NamedTuple
 from serverless_pg_kit.closing import Closing, will_prepare, write_close
 from serverless_pg_kit.decisions.deadline import LEASE_MARGIN, LONGEST_TIMEOUT, ORPHAN_GRACE, rounded_timeout
 from serverless_pg_kit.decisions.lease import Lease
+from serverless_pg_kit.history import NEVER
 from serverless_pg_kit.opening import NOTHING, Opening, committed, write_open
 from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.statements import Statements
 
 
 class Routine(NamedTuple):
-    """What ordinary requests say on one connection, as long as `lease` (``None``: without one) is what it sleeps under,
-    for `sleeps` seconds at most.
+    """What ordinary requests say on one connection, as long as `lease` (``None``: without one) is what it sleeps under.
 
     `opening` is for requests without a deadline; `timed_opening`, with ``%d`` in place of each of so many `timeouts`,
     for those whose deadline is up to `longest` seconds away, and `prepared_opening` for those of them whose time-outs
@@ -29,7 +29,6 @@ class Routine(NamedTuple):
     """
 
     lease: Lease | None
-    sleeps: float
     opening: bytes
     timed_opening: bytes
     prepared_opening: bytes
@@ -59,7 +58,8 @@ def timed_opening(slot: Slot, routine: Routine, remaining: float) -> bytes:
     """
     timeout, before = rounded_timeout(int(remaining * 1000)), slot.latest_timeout
     slot.latest_timeout = timeout
-    slot.wanted_timeout = timeout if timeout == before and slot.prepared is not None else None
+    if timeout == before and slot.prepared is not None:
+        slot.wanted_timeout, slot.steady_until = timeout, NEVER
     return routine.timed(remaining)
 
 
@@ -75,13 +75,12 @@ def plan_routine(
     has_settled = slot.direct and not (slot.is_autocommit or slot.own_timeouts or will_prepare(slot))
     if not has_settled or type(statements) is not Statements:  # other words may hold anything, a percent sign too
         return None
-    seconds, sleeps = (None, math.inf) if lease is None else (lease.seconds, lease.seconds)
+    seconds = None if lease is None else lease.seconds
     basis = [statements.session(session, slot.pid)] if session and reset else []
     longest = (LONGEST_TIMEOUT / 1000 if seconds is None else seconds) - LEASE_MARGIN
     timed = dict.fromkeys(slot.timeout_names, "%d")
     return Routine(
         lease,
-        sleeps,
         write_open(slot, statements, slot.mode, {} if lease is None else {"idle_session_timeout": 0}),
         write_open(slot, statements, slot.mode, timed),
         committed(statements.timed_open(), statements.begin(slot.mode), slot),

@@ -145,7 +145,7 @@ class Baseline:
         prepared, kept = conn._prepared, self._kept
         try:
             return (
-                vars(conn) == self._seen
+                conn.__dict__ == self._seen
                 and prepared.prepare_threshold == self._threshold
                 and prepared.prepared_max == self._most
                 and (kept.types._registry, kept._loaders, kept._dumpers, kept._dumpers_by_oid) == self._adaptation

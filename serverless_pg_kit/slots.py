@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 from serverless_pg_kit import processes
 from serverless_pg_kit.decisions.census import Census
 from serverless_pg_kit.decisions.deadline import timeout_names
-from serverless_pg_kit.history import History
+from serverless_pg_kit.history import NEVER, History
 from serverless_pg_kit.line import LineBase
 from serverless_pg_kit.session import AnyConnection, Baseline, transaction_mode
 from serverless_pg_kit.statements import TransactionMode
@@ -47,11 +47,12 @@ class Slot:
     whether that pid is the backend's own: ``None`` until asked, False behind a pooler. `is_linux` and `own_timeouts`
     (milliseconds by name) are what the server told of itself and of the session, `timeout_names` those that it has.
     `changed` are the settings that the open exchange made and the close has to take back. `lease` is how long it may
-    stay idle, ``None`` without a lease; `best_before` is when that or its lifetime ends. `lent` counts the requests
+    stay idle, ``None`` without a lease. `lent` counts the requests
     that it served before they became routine; `prepared` are the settings that the prepared release makes, ``None``
     while `Statements.prepare` was not run; `prepared_timeout` is the one, in milliseconds, that an open is prepared
     for, `prepared_span` the remaining seconds that come to it, from the first to below the second; `wanted_timeout` is
     the one that it is to be prepared for, and `latest_timeout` that of the latest ordinary request with a deadline;
+    until `steady_until` nothing has to be found out anew for ordinary requests;
     `elected` is the key of the cleaner's lock and until when it is held; `hook` is what stands in for the connection's
     `wait`, while it is watched.
     """
@@ -61,7 +62,6 @@ class Slot:
         "ahead",
         "baseline",
         "begun",
-        "best_before",
         "born",
         "census",
         "changed",
@@ -93,6 +93,7 @@ class Slot:
         "refused_write",
         "routine",
         "server_version",
+        "steady_until",
         "target",
         "timeout_names",
         "user",
@@ -130,7 +131,6 @@ class Slot:
         self.user: bytes | None = None
         self.server_version: int = conn.pgconn.server_version
         self.idle_since: float = born
-        self.best_before: float = expires
         self.mode: TransactionMode = transaction_mode(conn, None, None)
         self.is_autocommit: bool = baseline.attributes["autocommit"]
         self.direct: bool | None = None
@@ -159,6 +159,12 @@ class Slot:
         self.refused_write: bool = False  # in the present request, because only reading was allowed
         self.was_writable: bool = b"on" not in self.reading_statuses
         self.routine: Routine | None = None  # of its next request, if that is an ordinary one
+        self.steady_until: float = NEVER
+
+    @property
+    def best_before(self) -> float:
+        """When its lease or its lifetime ends, if it stays idle."""
+        return self.expires if self.lease is None else min(self.expires, self.idle_since + self.lease)
 
     @property
     def reading_statuses(self) -> tuple[bytes | None, ...]:
@@ -262,19 +268,16 @@ class Slots:
             self._taken += 1
             return True, None if position is None else idle.pop(position)
 
-    def take_usual(self, target: Target, identity: bytes | None, now: float, remaining: float) -> Slot | None:
-        """Grant the most recently used idle slot, if it is one for ordinary requests to `target` with `remaining`
-        seconds, and healthy as far as can be seen without a round trip. `now` is the time of day."""
+    def take_steady(self, now: float, remaining: float) -> Slot | None:
+        """Grant the most recently used idle slot, if it is in steady use, its routine is for requests with `remaining`
+        seconds, and it is healthy as far as can be seen without a round trip. `now` is the time of day."""
         with self._lock:
             slot = self._idle[-1] if self._idle and not self._line else None
             if (
                 slot is None
+                or now >= slot.steady_until
                 or slot.routine is None
                 or slot.routine.longest < remaining < math.inf
-                or slot.target is not target
-                or slot.identity != identity
-                or slot.generation != self.generation
-                or now >= slot.best_before
                 or slot.conn.pgconn.transaction_status != IDLE
                 or slot.line.poll(0)
             ):

@@ -129,8 +129,9 @@ class Statements:
 
     def silent(self, calls: Iterable[str]) -> str:
         """Return the query that makes all of the function `calls`, in this order, and answers with no row and no
-        column: a row costs the server and the client more than most of the calls."""
-        return f"SELECT WHERE pg_catalog.num_nulls({', '.join(calls)}) OPERATOR(pg_catalog.<) 0"
+        column: a row costs the server and the client more than most of the calls. None of them may return NULL."""
+        *others, last = calls
+        return "SELECT WHERE " + " AND ".join([*(f"{call} IS NOT NULL" for call in others), f"{last} IS NULL"])
 
     def assignment(self, name: str, value: int | str) -> str:
         """Return the call that gives `name` a `value` for the session, where the backend is known to be ours."""

@@ -217,7 +217,7 @@ def test_frequent_events_are_made_only_if_heard(caplog: pytest.LogCaptureFixture
 
     announce = announcer_for()
     with caplog.at_level(level, "serverless_pg_kit"):
-        announce.look_around(0.0)
+        announce.look_around()
         announce.often(Committed, make, 7)
     assert makings == [7] * made
     assert len(caplog.records) == made

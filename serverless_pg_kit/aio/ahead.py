@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from psycopg.abc import RV, PQGen
 
 from serverless_pg_kit.decisions.deadline import OPEN_SECONDS, Deadline
-from serverless_pg_kit.exchange import Answers
 
 if TYPE_CHECKING:
     from serverless_pg_kit.slots import Slot
@@ -65,5 +64,6 @@ class Ahead:
         conn = self._slot.conn
         if name not in STATEMENTS:
             until = self._deadline.within(OPEN_SECONDS)
-            await self._slot.line.run_locked(b"ROLLBACK", Answers(), until.now(), until.at, until.now)
+            conn.pgconn.send_query(b"ROLLBACK")
+            await self._slot.line.receive([], until.now(), until.at, until.now)
         return await conn.wait(gen, *args, **kwargs)  # type: ignore[no-any-return]

@@ -121,6 +121,7 @@ class Cleaning(Acquiring, CleaningBase):
         if closing.message:
             await slot.line.run(closing.message, deadline, answers)
         await self._take_in(slot, ending, lease, closing, deadline, answers)
+        await self._restore_user(slot, lease, deadline)
         slot.changed = {} if lease is None else ENDLESS  # by the next open, if that is routine: it takes no note
         self._put_back(slot)
         if slot.configures_session and self.settings.reset and slot.direct:
@@ -134,6 +135,13 @@ class Cleaning(Acquiring, CleaningBase):
             closing, answers = await self._mend(slot, ending, lease, closing, deadline, answers)
         if answers.failed is not None or closing.tells:
             self._read_close(slot, closing, answers)
+
+    async def _restore_user(self, slot: Slot, lease: Lease | None, deadline: Deadline) -> None:
+        """Reset the session once more if it still goes by another user name: COMMIT itself may have changed it, or the
+        close exchange was a routine. Raises what rules the connection out."""
+        if slot.has_other_user and self.settings.reset and slot.direct:
+            closing = self._closing(slot, lease, commit=False)
+            self._read_close(slot, closing, await slot.line.run(closing.message, deadline))
 
     async def _roll_back(self, slot: Slot, deadline: Deadline) -> None:
         """Roll back as psycopg does, which discards all prepared statements, the kit's too, if it has any."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from psycopg import AsyncConnection
 from psycopg.abc import RV, PQGen
+from psycopg.pq.abc import PGresult
 
 from serverless_pg_kit.aio.waiting import is_ready
 from serverless_pg_kit.decisions.deadline import Deadline
@@ -76,23 +77,23 @@ class Line(LineBase):
         """
         answers = Answers() if answers is None else answers
         async with self.conn.lock:
-            await self.run_locked(message, answers, deadline.now(), deadline.at, deadline.now)
+            self.conn.pgconn.send_query(message)
+            answers.conn = self.conn
+            await self.receive(answers, deadline.now(), deadline.at, deadline.now)
         return answers
 
-    async def run_locked(
-        self, message: bytes, answers: Answers, begun: float, until: float, now: Callable[[], float]
-    ) -> None:
-        """Do what `run` does, from `begun`, which is the present, until `until`, both by the clock `now`.
+    async def receive(self, results: list[PGresult], begun: float, until: float, now: Callable[[], float]) -> None:
+        """Add to `results` those of the message that was just sent: from `begun`, which is the present, until `until`,
+        both by the clock `now`. Raises what `run` raises.
 
-        For a caller who holds the connection's lock.
+        For a caller who holds the connection's lock, and in a hurry: he looks at the last one, because what follows an
+        error in a message is not run.
         """
         pgconn, deadline = self.conn.pgconn, Deadline(until, now)
-        answers.conn, answers.failed = self.conn, None
-        pgconn.send_query(message)
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
             await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
         await self._wait_for(select.POLLIN, deadline)
-        while not advance(pgconn, answers):
+        while not advance(pgconn, results):
             await self._wait_for(select.POLLIN, deadline)
 
     async def _wait_for(self, events: int, deadline: Deadline) -> None:

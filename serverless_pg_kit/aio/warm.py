@@ -11,27 +11,26 @@ from __future__ import annotations
 import math
 
 from psycopg import OperationalError
-from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGresult
 
 from serverless_pg_kit import processes
 from serverless_pg_kit.aio.clean import INTERRUPTED, NOTHING_DUE, Cleaning
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import FAILURES
 from serverless_pg_kit.aio.watch import GRACE
-from serverless_pg_kit.base import THAW_SECONDS
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER
 from serverless_pg_kit.commit import has_committed
 from serverless_pg_kit.decisions.classify import Failure
 from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
-from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.exchange import TUPLES_OK, Answers
 from serverless_pg_kit.opening import Opening
 from serverless_pg_kit.routine import Routine, timed_opening
 from serverless_pg_kit.slots import SESSION_USER, Slot
 
 INTRANS = int(TransactionStatus.INTRANS)
-PIPELINE_OFF = int(PipelineStatus.OFF)
 
 USUAL = Opening(b"")
 """What stands for the opening of a routine where all that matters is that it asks for no census."""
@@ -42,7 +41,7 @@ class Warm(Cleaning):
 
     async def _acquire(self, scope: Work) -> Slot:
         started, wall, until = self._now(), self._wall(), scope.until
-        remaining, drift = until - started, wall - started
+        remaining = until - started
         slot: Slot | None = None
         if (
             remaining >= self._ample
@@ -51,17 +50,14 @@ class Warm(Cleaning):
             and scope.read_only is None
             and scope.transaction is True
             and self._slots.process == processes.generation
-            and drift - self._drift <= THAW_SECONDS
-            and not self._forgotten
-            and wall < self._announce.quiet_until
         ):
-            slot = self._slots.take_usual(self._own, self._identity, wall, remaining)
+            slot = self._slots.take_steady(wall, remaining)
         if slot is None:
             return await super()._acquire(scope)
-        self._drift, slot.begun = drift, started
-        slot.history.pauses.append(wall - slot.history.released_at)
-        answers, routine = Answers(), slot.routine
+        results: list[PGresult] = []
+        conn, routine = slot.conn, slot.routine
         assert routine is not None
+        slot.begun = started
         try:
             slot.line.enter_loop(slot.baseline)  # async only
             if remaining == math.inf:
@@ -70,20 +66,22 @@ class Warm(Cleaning):
                 message, slot.latest_timeout = routine.prepared_opening, slot.prepared_timeout
             else:
                 message = timed_opening(slot, routine, remaining)
+            conn.pgconn.send_query(message)
             # Nobody else has the connection: its lock need not be taken.
-            await slot.line.run_locked(message, answers, started, started + self._patience, self._now)
+            await slot.line.receive(results, started, started + self._patience, self._now)
+            is_open = results[-1].status <= TUPLES_OK  # what follows an error in a message is not run
         except BaseException as error:
-            slot = await self._recover(slot, scope, answers, error)
+            slot = await self._recover(slot, scope, Answers(results, conn), error)
         else:
-            if answers.failed is None:
+            if is_open:
                 self._announce.count_reuse()
             else:
-                slot = await self._recover(slot, scope, answers)
+                slot = await self._recover(slot, scope, Answers(results, conn))
         is_watched = remaining < math.inf
         is_watched = True  # async only - any task may be cancelled, and more than once
         if is_watched and slot.hook is not None:  # it still stands where it stood in the request before
             slot.watch.until, slot.watch.server_helps_until = until, started + GRACE
-        elif is_watched or slot.hook is not None or self.settings.hold_warning is not None:
+        elif is_watched or slot.hook is not None:
             self._watch(slot, started, until)
         return slot
 
@@ -123,66 +121,67 @@ class Warm(Cleaning):
             scope.report = UNTOUCHED if slot is None else INTERRUPTED
         if slot is None:
             return UNTOUCHED
-        conn, routine, wall = slot.conn, slot.routine, self._wall()
+        conn, wall = slot.conn, self._wall()
         if (
-            routine is None
-            or slot.wanted_timeout is not None
-            or slot.ahead is not None
+            wall >= slot.steady_until
             or not scope._wants_commit
             or scope._spoiled
+            or scope._process != processes.generation
             or conn.pgconn.transaction_status != INTRANS
-            or conn.pgconn.pipeline_status != PIPELINE_OFF  # this and what follows is `is_busy`
-            or conn._num_transactions
+            or conn._num_transactions  # this and what follows is `is_busy`
+            or conn._pipeline is not None
             or conn._tpc is not None
             or conn.lock.locked()
-            or conn.pgconn.parameter_status(SESSION_USER) != slot.user
+            or (slot.hook is not None and slot.watch.must_end)
             or slot.line.poll(0)
-            or wall >= slot.history.census_at
-            or (routine.lease is not None and routine.lease is not slot.history.calm)
-            or self._announce.is_heard
-            or scope._process != processes.generation
         ):
             return await self._end_slot(slot, scope)
-        return await self._end_usual(slot, scope, routine, wall)
+        return await self._end_usual(slot, scope, wall)
 
-    async def _end_usual(self, slot: Slot, scope: Work, routine: Routine, wall: float) -> CleanReport:
+    async def _end_usual(self, slot: Slot, scope: Work, wall: float) -> CleanReport:
         """Commit, and bring the connection home. `wall` is the time of day."""
-        conn, answers, report, begun = slot.conn, Answers(), INTERRUPTED, self._now()
+        results: list[PGresult] = []
+        conn, routine, sent, begun = slot.conn, slot.routine, None, self._now()
+        assert routine is not None
         until = begun + CLOSE_SECONDS
         if until < scope.until:
             until = scope.until
+        report, has_worked = INTERRUPTED, False
         try:
-            if slot.hook is not None and slot.watch.must_end:
-                self._end_watch(slot)
-                slot.refused_write = False  # the request has caught that, and commits
             async with conn.lock:
-                await slot.line.run_locked(routine.closing.message, answers, begun, until, self._now)
-            if answers.failed is not None:
-                deadline = Deadline(until, self._now)
-                await self._take_in(slot, Ending.COMMIT, routine.lease, routine.closing, deadline, answers)
+                conn.pgconn.send_query(routine.closing.message)
+                sent = conn
+                await slot.line.receive(results, begun, until, self._now)
+            has_worked = results[-1].status <= TUPLES_OK
             while conn.pgconn.notifies():
                 pass
-            if conn.pgconn.parameter_status(SESSION_USER) != slot.user or not slot.baseline.is_kept(conn):
-                self._put_back(slot)
+            has_same_user = conn.pgconn.parameter_status(SESSION_USER) == slot.user
+            if not (has_worked and has_same_user and slot.baseline.is_kept(conn)):
+                await self._tidy(slot, routine, Answers(results, conn), Deadline(until, self._now))
             report = NOTHING_DUE
         except FAILURES as error:
-            report = self._not_home(Ending.COMMIT, answers, error)
+            report = self._not_home(Ending.COMMIT, Answers(results, sent), error)
         finally:
             scope.report = report
-            if report is NOTHING_DUE and answers.failed is None:
+            if has_worked and report is NOTHING_DUE:
                 scope.committed = True
                 slot.idle_since = slot.history.released_at = wall
-                sleeps_until = wall + routine.sleeps
-                slot.best_before = sleeps_until if sleeps_until < slot.expires else slot.expires
                 if not self._slots.give_back(slot):
                     self._drop(slot, OVER)
             else:
-                scope.committed = has_committed(answers)
+                scope.committed = has_committed(results)
                 self._part_from(slot, report)
         if scope.committed:
             self._announce.count_commit()
             return report
-        problem = self._problem(slot, Ending.COMMIT, answers)
+        problem = self._problem(slot, Ending.COMMIT, Answers(results, sent))
         if problem is not None:
             raise problem
         return report
+
+    async def _tidy(self, slot: Slot, routine: Routine, answers: Answers, deadline: Deadline) -> None:
+        """Do what is left to do after a close exchange that was not enough: mend what failed in it, and put back what
+        the request, or its COMMIT, has changed. Raises what rules the connection out."""
+        await self._take_in(slot, Ending.COMMIT, routine.lease, routine.closing, deadline, answers)
+        await self._restore_user(slot, routine.lease, deadline)
+        self._put_back(slot)

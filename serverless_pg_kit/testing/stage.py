@@ -15,6 +15,7 @@ from serverless_pg_kit.decisions.cleaning import CleanReport
 from serverless_pg_kit.decisions.ending import Ending
 from serverless_pg_kit.errors import AcquireTimeout
 from serverless_pg_kit.exchange import Answers
+from serverless_pg_kit.history import NEVER
 from serverless_pg_kit.scope_base import WorkBase
 from serverless_pg_kit.slots import Slot
 
@@ -79,7 +80,7 @@ class StageBase:
             self._requests.remove(work)
             raise
         slot = copy.copy(self._slot)
-        slot.routine = None  # its end is this stage's
+        slot.routine, slot.steady_until = None, NEVER  # its end is this stage's
         return slot
 
     def end(self, slot: Slot, work: WorkBase) -> Dialogue[Exception | None]:

@@ -84,7 +84,7 @@ async def everything(engine: AsyncEngine, superuser: Any) -> None:
         await (await scope.connection).execute("select 1")
         scope.fail()
     for slot in engine._slots._idle:
-        slot.best_before = 0.0
+        slot.expires = 0.0
     async with engine.request() as conn:
         await conn.execute("select 1")
     await engine.close()

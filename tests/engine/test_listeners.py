@@ -181,7 +181,7 @@ def everything(engine: Engine, superuser: psycopg.Connection[Any]) -> None:
         scope.connection.execute("select 1")
         scope.fail()
     for slot in engine._slots._idle:
-        slot.best_before = 0.0
+        slot.expires = 0.0
     with engine.request() as conn, pytest.raises(AcquireTimeout), engine.request(deadline=0.01, join=False):
         raise AssertionError("not served")
     engine.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -47,7 +48,7 @@ def test_expired_session_is_replaced(make_engine: Any, configure: Any) -> None:
     engine.clean()
     idle = engine._slots._idle[0]
     assert eventually(lambda: bool(_readable(idle.conn.fileno())))
-    idle.best_before = idle.expires  # as if this clock had stood still meanwhile
+    idle.idle_since = math.inf  # as if this clock had stood still meanwhile
     assert engine.connect().execute("select 1").fetchone() == (1,)
     assert [event.reason for event in events if isinstance(event, Expired)] == ["lease"]
     assert engine.stats.losses == 0
@@ -124,7 +125,7 @@ def test_old_connections_are_replaced(make_engine: Any) -> None:
     engine.connect()
     engine.clean()
     idle = engine._slots._idle[0]
-    idle.expires = idle.best_before = time.time() - 1
+    idle.expires = time.time() - 1
     engine.connect()
     assert (engine.stats.expirations, engine.stats.connects) == (1, 2)
 

@@ -103,6 +103,7 @@ def test_census_is_taken_when_it_is_due(make_engine: Any) -> None:
     settled(engine)
     before = engine.stats.censuses
     engine._history.census_at = 0.0
+    engine._look_closer()
     with engine.request() as conn:
         conn.execute("select 1")
     assert engine.stats.censuses == before + 1

@@ -19,7 +19,7 @@ from proxy import Cut, Proxy, Side
 from psycopg.conninfo import make_conninfo
 from support import check_replaced_soon, entries, eventually, in_child
 
-from serverless_pg_kit import CommitUnknown, Engine, TransactionFailed
+from serverless_pg_kit import CommitUnknown, Engine, TooManyConnections, TransactionFailed
 from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.events import Reused
 from serverless_pg_kit.session import Baseline
@@ -41,6 +41,7 @@ def settled(engine: Engine, deadline: float | None = 30.0) -> Slot:
     slot: Slot
     [slot] = engine._slots._idle
     assert slot.routine is not None
+    assert slot.steady_until > slot.idle_since
     assert (slot.prepared_timeout is None) == (deadline is None)
     return slot
 
@@ -150,7 +151,7 @@ def test_interrupted_open_leaves_nothing(make_engine: Any, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(slot.line), "run_locked", interrupt)
+        patch.setattr(type(slot.line), "receive", interrupt)
         with pytest.raises(KeyboardInterrupt), engine.request(deadline=30.0):
             pass
     assert slot.conn.closed
@@ -278,9 +279,10 @@ def test_listener_is_told_at_once(make_engine: Any) -> None:
 
 def test_thaw_is_seen(make_engine: Any) -> None:
     """The time of day has outrun the process's own clock: that is told, and counted."""
-    engine = make_engine()
+    engine, clock = make_engine(), InstantClock()
+    clock.install(engine)
     settled(engine)
-    engine._drift -= 100
+    clock.freeze(2.0)
     with engine.request(deadline=30.0):
         pass
     assert engine.stats.thaws == 1
@@ -625,8 +627,7 @@ def test_lease_is_set_however_the_request_ended(
 def test_user_that_commit_itself_changes(
     make_engine: Any, server: PostgresServer, superuser: Any, ledger: str, served: int
 ) -> None:
-    """A deferred trigger runs after all that could be looked at: the next request is nobody else, on another connection
-    if need be."""
+    """A deferred trigger runs after all that could be looked at: the next request is nobody else, all the same."""
     run_in_commit(superuser, "set session authorization app")
     engine = make_engine(conninfo=make_conninfo(server.superuser_dsn, dbname="app"))
     for entry in range(4):
@@ -637,7 +638,7 @@ def test_user_that_commit_itself_changes(
             assert conn.execute("select session_user, current_user").fetchone() == ("postgres", "postgres")
             conn.execute("insert into ledger values (%s)", [entry])
     assert entries(superuser) == [0, 1, 2, 3]
-    assert (engine.stats.connects, engine.stats.commits) == (4 if served else 1, 4 * (served + 1))
+    assert (engine.stats.connects, engine.stats.commits) == (1, 4 * (served + 1))
 
 
 def test_user_that_configure_takes_on(make_engine: Any, server: PostgresServer) -> None:
@@ -713,16 +714,19 @@ def test_interrupted_end_gives_the_place_back(make_engine: Any) -> None:
 def outdate(engine: Engine, slot: Slot) -> None:
     """Let a request on another connection find that those of this age lost their server."""
     slot.generation = OUTDATED
+    engine._look_closer()
 
 
 def let_lease_end(engine: Engine, slot: Slot) -> None:
     """Let the time come at which the server ends the session."""
-    slot.best_before = 0.0
+    slot.idle_since = 0.0
+    engine._look_closer()
 
 
 def be_somebody_else(engine: Engine, slot: Slot) -> None:
     """Let the credentials have changed."""
     engine._identity = b"somebody else"
+    engine._look_closer()
 
 
 def use_after_the_end(engine: Engine, slot: Slot) -> None:
@@ -751,9 +755,25 @@ def test_pressure_is_felt_at_the_next_end(make_engine: Any) -> None:
     assert history._census is not None
     history._census = history._census._replace(used=1000)
     history._counted_at = history._refused_at
+    engine._look_closer()
     with engine.request() as conn:
         conn.execute("select 1")
     assert (engine.stats.yields, engine.stats.open) == (1, 0)
+
+
+def test_refusal_is_felt_by_a_request_in_progress(make_engine: Any, superuser: Any) -> None:
+    """A warm connection goes to sleep for a short time when the same engine was refused another one meanwhile."""
+    engine = make_engine(census_ttl=3600, max_wait=0.2)
+    settled(engine, None)
+    superuser.execute("alter role app connection limit 0")
+    try:
+        with engine.request() as conn:
+            conn.execute("select 1")
+            with pytest.raises(TooManyConnections), engine.request(join=False):
+                pass
+    finally:
+        superuser.execute("alter role app connection limit -1")
+    assert all(slot.lease < engine.settings.lease for slot in engine._slots._idle)
 
 
 def test_long_commit_has_the_time_of_its_request(make_engine: Any, superuser: Any, ledger: str) -> None:
