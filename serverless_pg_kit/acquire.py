@@ -28,7 +28,7 @@ from serverless_pg_kit.scope import Work
 from serverless_pg_kit.session import AnyConnection, Baseline, counted_waits
 from serverless_pg_kit.slots import SESSION_USER, Slot, Waiter
 from serverless_pg_kit.waiting import Bell, asked, completed, drive, elsewhere, pause
-from serverless_pg_kit.watch import Watch
+from serverless_pg_kit.watch import PauseWatch, Watch
 
 EXPLAIN_SECONDS = 1.0
 """Longest time to find out why a certificate was refused."""
@@ -76,9 +76,10 @@ class Acquiring(AcquiringBase):
         """Watch the request that got `slot`, if it has a deadline, or there is something to note."""
         if slot.hook is not None:  # from the request before
             self._end_watch(slot)
-        is_watched = until < math.inf or self.settings.hold_warning is not None
+        notes_pauses = self.settings.hold_warning is not None
+        is_watched = until < math.inf or notes_pauses
         if is_watched:
-            slot.watch = slot.watch or Watch(slot, self.settings.hold_warning is not None)
+            slot.watch = slot.watch or (PauseWatch(slot) if notes_pauses else Watch(slot))
             slot.hook = slot.watch.begin(begun, until, self._clock.monotonic, slot.direct)
 
     def _wait_in_line(self, retry: Retry) -> Slot | None:

@@ -263,9 +263,10 @@ class EngineBase:
 
     def _read_census(self, slot: Slot, row: list[str | None]) -> Census:
         """Return the census in `row` and remember it; it says when the next one is due."""
-        census, calm = read_census([int(value or 0) for value in row], self.settings.max_connections), slot.history.calm
+        census = read_census([int(value or 0) for value in row], self.settings.max_connections)
+        before = slot.history.calm
         slot.history.note_census(census, self._clock.dice())
-        if slot.history.calm != calm:
+        if slot.history.calm != before:
             self._look_closer()
         self._announce(Counted(census.used, census.fleet_used, census.room))
         self._check_size(census.ceiling)

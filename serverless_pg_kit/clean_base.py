@@ -92,15 +92,15 @@ class CleaningBase(EngineBase):
             return None
         if self._clock.wall() >= history.census_at:
             return None
-        return routine if routine.lease is None or routine.lease is history.calm else None
+        return routine if routine.lease is None or routine.lease == history.calm else None
 
     def _next_routine(self, slot: Slot, lease: Lease | None) -> Routine | None:
         """Return the routine of `slot` from now on: there is one while there is room, unless ``configure`` has to
         follow each reset."""
-        is_usual = lease is None or lease is slot.history.calm
+        is_usual = lease is None or lease == slot.history.calm
         if not is_usual or slot.elected is not None or (slot.configures_session and self.settings.reset):
             return None
-        if slot.routine is not None and slot.routine.lease is lease:
+        if slot.routine is not None and slot.routine.lease == lease:
             return slot.routine
         return plan_routine(slot, self.settings.statements, lease, self.settings.session, reset=self.settings.reset)
 

@@ -69,8 +69,6 @@ TUPLES_OK = int(ExecStatus.TUPLES_OK)
 FATAL_ERROR = int(ExecStatus.FATAL_ERROR)
 """Any error that ends a statement."""
 
-COPY = "a COPY is in progress on this connection"
-
 MANY = 1000
 """More results than any message of the kit has: a COPY would give one without end."""
 
@@ -80,15 +78,13 @@ def advance(pgconn: PGconn, results: list[PGresult]) -> bool:
 
     SQL errors are results, not exceptions. Raises ``OperationalError`` for a COPY, which nobody here would end.
     """
-    is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, results.append
     for _ in range(MANY):
-        if is_busy():
+        if pgconn.is_busy():
             return False
-        result = get_result()
-        if result is None:
+        if (result := pgconn.get_result()) is None:
             return True
-        add(result)
-    raise OperationalError(COPY)
+        results.append(result)
+    raise OperationalError("a COPY is in progress on this connection")
 
 
 def check(deadline: Deadline, happened: bool) -> None:

@@ -17,7 +17,7 @@ from psycopg.pq.abc import PGresult
 from psycopg.waiting import Wait
 
 from serverless_pg_kit.decisions.deadline import Deadline
-from serverless_pg_kit.exchange import COPY, MANY, Answers, check
+from serverless_pg_kit.exchange import Answers, advance, check
 from serverless_pg_kit.waiting import LONGEST, is_ready
 
 CONNECTION_OK = int(ConnStatus.OK)
@@ -77,41 +77,42 @@ class Line(LineBase):
         with self.conn.lock:
             self.conn.pgconn.send_query(message)
             answers.conn = self.conn
-            self.receive(answers, deadline.now(), deadline.at, deadline.now)
+            self._take_in(answers, deadline)
         return answers
 
+    def _take_in(self, results: list[PGresult], deadline: Deadline) -> None:
+        pgconn = self.conn.pgconn
+        while pgconn.flush():  # the server may have to be listened to before it takes the rest
+            self._wait_for(select.POLLIN | select.POLLOUT, deadline)
+        self._wait_for(select.POLLIN, deadline)
+        while not advance(pgconn, results):
+            self._wait_for(select.POLLIN, deadline)
+
+    def _wait_for(self, events: int, deadline: Deadline) -> None:
+        pgconn = self.conn.pgconn
+        check(deadline, is_ready(pgconn.socket, events, deadline.remaining()))
+        pgconn.consume_input()
+
     def receive(self, results: list[PGresult], begun: float, until: float, now: Callable[[], float]) -> None:
-        """Add to `results` those of the message that was just sent: from `begun`, which is the present, until `until`,
-        both by the clock `now`. Raises what `run` raises.
+        """Add to `results` those of a message of the kit's that was just sent, from `begun`, which is now, until
+        `until`, both by the clock `now`. Raises what `run` raises.
 
         For a caller who holds the connection's lock, and in a hurry: he looks at the last one, because what follows an
         error in a message is not run.
         """
         pgconn, poll = self.conn.pgconn, self.poll
-        while pgconn.flush():  # the server may have to be listened to before it takes the rest
-            self._wait_for_room(Deadline(until, now))
-        is_busy, get_result, add = pgconn.is_busy, pgconn.get_result, results.append
+        while pgconn.flush():
+            self._wait_for(select.POLLIN | select.POLLOUT, Deadline(until, now))
         seconds = until - begun
         while True:
             if not poll(None if seconds > LONGEST else seconds * 1000 if seconds > 0 else 0):
                 check(Deadline(until, now), False)
             pgconn.consume_input()
-            for _ in range(MANY):  # this is `advance`, without a call
-                if is_busy():
-                    break
-                result = get_result()
-                if result is None:
+            while not pgconn.is_busy():  # this is `advance` without a call; no message of the kit's holds a COPY
+                if (result := pgconn.get_result()) is None:
                     return
-                add(result)
-            else:
-                raise OperationalError(COPY)
+                results.append(result)
             seconds = until - now()
-
-    def _wait_for_room(self, deadline: Deadline) -> None:
-        pgconn = self.conn.pgconn
-        events = select.POLLIN | select.POLLOUT
-        check(deadline, is_ready(pgconn.socket, events, deadline.remaining()))
-        pgconn.consume_input()
 
     def roll_back(self, deadline: Deadline) -> None:
         """Do what ``conn.rollback()`` does, within `deadline`. Raises `ExchangeTimeout` and what psycopg raises.

@@ -47,14 +47,14 @@ class Slot:
     whether that pid is the backend's own: ``None`` until asked, False behind a pooler. `is_linux` and `own_timeouts`
     (milliseconds by name) are what the server told of itself and of the session, `timeout_names` those that it has.
     `changed` are the settings that the open exchange made and the close has to take back. `lease` is how long it may
-    stay idle, ``None`` without a lease. `lent` counts the requests
-    that it served before they became routine; `prepared` are the settings that the prepared release makes, ``None``
-    while `Statements.prepare` was not run; `prepared_timeout` is the one, in milliseconds, that an open is prepared
-    for, `prepared_span` the remaining seconds that come to it, from the first to below the second; `wanted_timeout` is
-    the one that it is to be prepared for, and `latest_timeout` that of the latest ordinary request with a deadline;
-    until `steady_until` nothing has to be found out anew for ordinary requests;
-    `elected` is the key of the cleaner's lock and until when it is held; `hook` is what stands in for the connection's
-    `wait`, while it is watched.
+    stay idle, ``None`` without a lease. `lent` counts the requests that it served before they became routine;
+    `prepared` are the settings that the prepared release makes, ``None`` while `Statements.prepare` was not run;
+    `prepared_timeout` is the one, in milliseconds, that an open is prepared for, `prepared_span` the remaining seconds
+    that come to it, from the first to below the second; `wanted_timeout` is the one that it is to be prepared for, and
+    `latest_timeout` that of the latest ordinary request with a deadline; `routine` is what its next request says, if
+    that is an ordinary one, and until `steady_until` such a request has nothing to find out anew. `elected` is the key
+    of the cleaner's lock and until when it is held; `hook` is what stands in for the connection's `wait`, while it is
+    watched.
     """
 
     __slots__ = (
@@ -158,7 +158,7 @@ class Slot:
         self.farewell: str | None = None  # SQLSTATE of the server's last word
         self.refused_write: bool = False  # in the present request, because only reading was allowed
         self.was_writable: bool = b"on" not in self.reading_statuses
-        self.routine: Routine | None = None  # of its next request, if that is an ordinary one
+        self.routine: Routine | None = None
         self.steady_until: float = NEVER
 
     @property

@@ -109,7 +109,7 @@ class Statements:
         guard = [self.lock(pid), *map(self.assignment, busy, busy.values())]
         endless = [*guard, *map(self.assignment, ENDLESS, ENDLESS.values())]
         kept = map(self.assignment, idle, idle.values())
-        release = [self.default("role"), *kept, self.unlock_all()] if reset else [*kept, self.unlock(pid)]
+        release = [self.no_role(), *kept, self.unlock_all()] if reset else [*kept, self.unlock(pid)]
         statements = {"guard": guard, "release": release}
         if ENDLESS.keys() <= idle.keys():  # the server has leases
             statements["endless_guard"] = endless
@@ -129,17 +129,25 @@ class Statements:
 
     def silent(self, calls: Iterable[str]) -> str:
         """Return the query that makes all of the function `calls`, in this order, and answers with no row and no
-        column: a row costs the server and the client more than most of the calls. None of them may return NULL."""
-        *others, last = calls
-        return "SELECT WHERE " + " AND ".join([*(f"{call} IS NOT NULL" for call in others), f"{last} IS NULL"])
+        column: a row costs the server and the client more than most of the calls. None of them may return NULL.
+
+        Their results are alternatives because the planner leaves those as they are; what AND joins it sorts by cost.
+        """
+        return f"SELECT WHERE {' OR '.join(f'{call} IS NULL' for call in calls)}"
 
     def assignment(self, name: str, value: int | str) -> str:
         """Return the call that gives `name` a `value` for the session, where the backend is known to be ours."""
         return f"pg_catalog.set_config('{name}', '{value}', false)"
 
-    def default(self, name: str) -> str:
-        """Return the call that does what ``RESET name`` does: a NULL is no value, and stands for the default."""
-        return f"pg_catalog.set_config('{name}', NULL, false)"
+    def no_role(self) -> str:
+        """Return the call that does what ``RESET ROLE`` does, if there is a role: to look costs less than to set.
+
+        As a value, NULL stands for the default.
+        """
+        return (
+            "CASE WHEN pg_catalog.current_setting('role') OPERATOR(pg_catalog.=) 'none' THEN 'none'"
+            " ELSE pg_catalog.set_config('role', NULL, false) END"
+        )
 
     def unlock(self, pid: int) -> str:
         """Return the call that gives the guard of the backend `pid` back."""

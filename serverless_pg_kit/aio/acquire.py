@@ -15,7 +15,7 @@ from serverless_pg_kit.acquire_base import AcquiringBase
 from serverless_pg_kit.aio.line import Line
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import Bell, asked, completed, drive, elsewhere, pause
-from serverless_pg_kit.aio.watch import Watch
+from serverless_pg_kit.aio.watch import PauseWatch, Watch
 from serverless_pg_kit.connect import CERTIFICATE_REFUSED, Address, Refusal, attempt, resolve
 from serverless_pg_kit.conninfo import ConnParams
 from serverless_pg_kit.decisions.classify import Failure, FailureKind, most_telling
@@ -81,10 +81,11 @@ class Acquiring(AcquiringBase):
         """Watch the request that got `slot`, if it has a deadline, or there is something to note."""
         if slot.hook is not None:  # from the request before
             self._end_watch(slot)
-        is_watched = until < math.inf or self.settings.hold_warning is not None
+        notes_pauses = self.settings.hold_warning is not None
+        is_watched = until < math.inf or notes_pauses
         is_watched = True  # async only - any task may be cancelled, and more than once
         if is_watched:
-            slot.watch = slot.watch or Watch(slot, self.settings.hold_warning is not None)
+            slot.watch = slot.watch or (PauseWatch(slot) if notes_pauses else Watch(slot))
             slot.hook = slot.watch.begin(begun, until, self._clock.monotonic, slot.direct)
 
     async def _wait_in_line(self, retry: Retry) -> Slot | None:

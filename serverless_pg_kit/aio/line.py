@@ -79,17 +79,11 @@ class Line(LineBase):
         async with self.conn.lock:
             self.conn.pgconn.send_query(message)
             answers.conn = self.conn
-            await self.receive(answers, deadline.now(), deadline.at, deadline.now)
+            await self._take_in(answers, deadline)
         return answers
 
-    async def receive(self, results: list[PGresult], begun: float, until: float, now: Callable[[], float]) -> None:
-        """Add to `results` those of the message that was just sent: from `begun`, which is the present, until `until`,
-        both by the clock `now`. Raises what `run` raises.
-
-        For a caller who holds the connection's lock, and in a hurry: he looks at the last one, because what follows an
-        error in a message is not run.
-        """
-        pgconn, deadline = self.conn.pgconn, Deadline(until, now)
+    async def _take_in(self, results: list[PGresult], deadline: Deadline) -> None:
+        pgconn = self.conn.pgconn
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
             await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
         await self._wait_for(select.POLLIN, deadline)
@@ -100,6 +94,15 @@ class Line(LineBase):
         pgconn = self.conn.pgconn
         check(deadline, await is_ready(pgconn.socket, events, deadline.at - deadline.now()))
         pgconn.consume_input()
+
+    async def receive(self, results: list[PGresult], begun: float, until: float, now: Callable[[], float]) -> None:
+        """Add to `results` those of a message of the kit's that was just sent, from `begun`, which is now, until
+        `until`, both by the clock `now`. Raises what `run` raises.
+
+        For a caller who holds the connection's lock, and in a hurry: he looks at the last one, because what follows an
+        error in a message is not run.
+        """
+        await self._take_in(results, Deadline(until, now))
 
     async def roll_back(self, deadline: Deadline) -> None:
         """Do what ``conn.rollback()`` does, within `deadline`. Raises `ExchangeTimeout` and what psycopg raises.

@@ -43,33 +43,28 @@ class Watch:
     server's own time-out, which comes hardly later; a server that says nothing even then is not asked again. Behind a
     pooler there is no such time-out. `until` is the deadline, by the engine's clock.
 
-    The watch also notes the longest pause between two uses, and whether a write was refused, which may be caught. As
-    long as it `must_end` for nothing it may stay where it is, and watch the next request as well.
+    The watch also notes whether a write was refused, which may be caught. As long as it `must_end` for nothing it may
+    stay where it is, and watch the next request as well.
     """
 
     __slots__ = (
         "_baseline",
         "_conn",
         "_line",
-        "_notes_pauses",
         "_now",
         "_own",
-        "_used_at",
         "_wait",
         "cancelled",
-        "longest_pause",
         "must_end",
         "refused_write",
         "server_helps_until",
         "until",
     )
 
-    def __init__(self, slot: Slot, notes_pauses: bool) -> None:
+    def __init__(self, slot: Slot) -> None:
         self._conn, self._line, self._baseline = slot.conn, slot.line, slot.baseline
-        self._notes_pauses = notes_pauses
         self.until: float = math.inf
         self.server_helps_until: float = math.inf
-        self.longest_pause: float = 0.0
         self.cancelled: bool = False
         self.refused_write: bool = False
         self.must_end: bool = False
@@ -81,12 +76,9 @@ class Watch:
         """
         self.until, self._now = until, now
         self.server_helps_until = begun + GRACE if server_helps else begun
-        self.cancelled = self.refused_write = False
-        if self._notes_pauses:
-            self._used_at, self.longest_pause = now(), 0.0
+        self.cancelled = self.refused_write = self.must_end = False
         own = vars(self._conn)
         self._own, self._wait = own.get("wait"), self._conn.wait
-        self.must_end = self._notes_pauses
         hook = own["wait"] = self.wait
         self._baseline.expect("wait", hook)
         return hook
@@ -95,18 +87,11 @@ class Watch:
         """Give ``conn.wait`` back: what follows is the engine's own business. Tell whether anything was noted."""
         put(vars(self._conn), "wait", self._own)
         self._baseline.expect("wait", self._own)
-        if self._notes_pauses:
-            self._note_pause()
-        return self._notes_pauses or self.cancelled or self.refused_write
-
-    def _note_pause(self) -> None:
-        self.longest_pause = max(self.longest_pause, self._now() - self._used_at)
+        return self.cancelled or self.refused_write
 
     async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
         """Do what ``conn.wait`` does. Raises what that raises: ``QueryCanceled`` for a statement cancelled here."""
         until = self.until
-        if self._notes_pauses:
-            self._note_pause()
         try:
             if until == math.inf and not (args or kwargs):  # async only - psycopg's own can be cancelled once
                 return await self._line.wait(gen, until, self._now)  # type: ignore[no-any-return]  # async only
@@ -121,9 +106,6 @@ class Watch:
             if is_refused_write(error):
                 self.refused_write = self.must_end = True
             raise
-        finally:
-            if self._notes_pauses:
-                self._used_at = self._now()
 
     async def _late(self, begun: float) -> float:
         """Return the time until which a statement that has met the deadline may take to end: it is left to the server's
@@ -149,3 +131,33 @@ class Watch:
         if self._conn.pgconn.transaction_status == TransactionStatus.ACTIVE:  # async only
             with suppress(Error):  # async only
                 await self._line.wait(gen, await self._cancel(), self._now)  # async only
+
+
+class PauseWatch(Watch):
+    """A watch that also notes the longest pause between two uses of the connection."""
+
+    __slots__ = ("_used_at", "longest_pause")
+
+    def begin(self, begun: float, until: float, now: Callable[[], float], server_helps: bool | None) -> Any:
+        """Watch a request as any watch does."""
+        hook = super().begin(begun, until, now, server_helps)
+        self.must_end = True
+        self._used_at, self.longest_pause = now(), 0.0
+        return hook
+
+    def end(self) -> bool:
+        """Give ``conn.wait`` back, and tell that something was noted."""
+        super().end()
+        self._note_pause()
+        return True
+
+    async def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
+        """Do what any watch does."""
+        self._note_pause()
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        finally:
+            self._used_at = self._now()
+
+    def _note_pause(self) -> None:
+        self.longest_pause = max(self.longest_pause, self._now() - self._used_at)

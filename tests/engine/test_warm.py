@@ -86,7 +86,7 @@ def is_writing(superuser: psycopg.Connection[Any]) -> bool:
     return row is not None
 
 
-def run_in_commit(superuser: psycopg.Connection[Any], statement: str) -> None:
+def run_in_commit(superuser: Any, statement: str) -> None:
     """Let the COMMIT of whoever has written into the ledger run a `statement` of PL/pgSQL, by a deferred trigger."""
     superuser.execute(
         "create or replace function late() returns trigger language plpgsql as"
