@@ -761,6 +761,16 @@ def test_pressure_is_felt_at_the_next_end(make_engine: Any) -> None:
     assert (engine.stats.yields, engine.stats.open) == (1, 0)
 
 
+def test_connection_that_was_waited_for_becomes_warm(make_engine: Any) -> None:
+    """A server that took a second to wake says nothing about the requests that follow, while there is room."""
+    engine = make_engine()
+    with engine.request():
+        pass
+    for slot in engine._slots._idle:
+        slot.waited = 1.0
+    settled(engine)
+
+
 def test_refusal_is_felt_by_a_request_in_progress(make_engine: Any, superuser: Any) -> None:
     """A warm connection goes to sleep for a short time when the same engine was refused another one meanwhile."""
     engine = make_engine(census_ttl=3600, max_wait=0.2)
