@@ -129,7 +129,8 @@ class PauseWatch(Watch):
         """Watch a request as any watch does."""
         hook = super().begin(begun, until, now, server_helps)
         self.must_end = True
-        self._used_at, self.longest_pause = now(), 0.0
+        self.longest_pause: float = 0.0
+        self._used_at = now()
         return hook
 
     def end(self) -> bool:
