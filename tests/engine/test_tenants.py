@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support import entries, eventually, sessions
 
 from serverless_pg_kit import AcquireTimeout, CredentialsRejected, SettingsError
+from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.events import Closed, Event
 from serverless_pg_kit.target import MOST
 from serverless_pg_kit.testing import PostgresServer, rolled_back
@@ -112,6 +113,16 @@ def test_own_connection_is_found_again(make_engine: Any, tenants: None) -> None:
         with engine.request(conninfo=named) as conn:
             assert conn.info.user == "tenant_1"
     assert engine.stats.connects == 3
+
+
+def test_warm_connection_of_a_tenant_serves_nobody_else(make_engine: Any, tenants: None) -> None:
+    """However ordinary the next request is: it is the engine's own."""
+    engine = make_engine()
+    for _ in range(2 * PREPARE_AFTER):
+        with engine.request(conninfo=conninfo(1)) as conn:
+            assert conn.execute("select session_user").fetchone() == ("tenant_1",)
+    with engine.request() as conn:
+        assert conn.execute("select session_user").fetchone() == ("app",)
 
 
 def test_least_recently_used_makes_place(make_engine: Any, tenants: None) -> None:

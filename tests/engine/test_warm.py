@@ -279,7 +279,7 @@ def test_listener_is_told_at_once(make_engine: Any) -> None:
 
 def test_thaw_is_seen(make_engine: Any) -> None:
     """The time of day has outrun the process's own clock: that is told, and counted."""
-    engine, clock = make_engine(), InstantClock()
+    engine, clock = make_engine(census_ttl=3600), InstantClock()
     clock.install(engine)
     settled(engine)
     clock.freeze(2.0)
@@ -769,6 +769,29 @@ def test_connection_that_was_waited_for_becomes_warm(make_engine: Any) -> None:
     for slot in engine._slots._idle:
         slot.waited = 1.0
     settled(engine)
+
+
+def test_census_that_is_always_due_is_always_taken(make_engine: Any) -> None:
+    """With census_ttl=0 every request counts, however warm its connection."""
+    engine = make_engine(census_ttl=0)
+    for _ in range(SETTLED):
+        with engine.request():
+            pass
+    before = engine.stats.censuses
+    for _ in range(3):
+        with engine.request():
+            pass
+    assert engine.stats.censuses == before + 3
+
+
+def test_notification_of_its_own_commit_ends_with_the_request(make_engine: Any) -> None:
+    """It arrives with the answer to COMMIT, where nothing is reset; the next request does not read it."""
+    engine = make_engine(reset=False)
+    slot = settled(engine, None)
+    with engine.request() as conn:
+        conn.execute("listen news")
+        conn.execute("notify news, 'secret'")
+    assert slot.conn.pgconn.notifies() is None
 
 
 def test_refusal_is_felt_by_a_request_in_progress(make_engine: Any, superuser: Any) -> None:
