@@ -20,6 +20,7 @@ from psycopg.conninfo import make_conninfo
 from support import check_replaced_soon, entries, eventually, in_child
 
 from serverless_pg_kit import CommitUnknown, Engine, TooManyConnections, TransactionFailed
+from serverless_pg_kit.base import THAW_SECONDS
 from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.events import Reused
 from serverless_pg_kit.session import Baseline
@@ -279,10 +280,13 @@ def test_listener_is_told_at_once(make_engine: Any) -> None:
 
 def test_thaw_is_seen(make_engine: Any) -> None:
     """The time of day has outrun the process's own clock: that is told, and counted."""
-    engine, clock = make_engine(census_ttl=3600), InstantClock()
+    engine, clock = make_engine(), InstantClock()
     clock.install(engine)
+    with engine.request():
+        pass
+    engine._history.census_at = math.inf  # nothing else gives an occasion to look
     settled(engine)
-    clock.freeze(2.0)
+    clock.freeze(THAW_SECONDS + 0.1)
     with engine.request(deadline=30.0):
         pass
     assert engine.stats.thaws == 1
