@@ -141,8 +141,10 @@ def test_fleets_elect_their_own_cleaners(sleepers: Any, cleaner: Any, make_engin
     pid = other._slots._idle[0].pid
     assert eventually(lambda: idle_for(superuser, "another fleet", 0.1) == [pid])
     assert serve(cleaner()).killed
-    # Again, if need be: a cleaner that stands still for a second, on a busy machine, loses its connection.
-    assert eventually(lambda: pid in serve(cleaner(application_name="another fleet")).killed)
+    killed: tuple[int, ...] = ()
+    for _ in range(3):  # a cleaner that stands still for a second, on a busy machine, loses its connection
+        killed = killed or serve(cleaner(application_name="another fleet")).killed
+    assert killed == (pid,)
 
 
 def test_killed_cleaner_hinders_nobody(sleepers: Any, cleaner: Any, superuser: Any) -> None:
