@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from psycopg import Connection, OperationalError
+from psycopg import Connection, OperationalError, errors, waiting
 from psycopg.abc import RV, PQGen
 from psycopg.pq import ConnStatus
 from psycopg.pq.abc import PGresult
@@ -20,9 +20,21 @@ from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.exchange import Answers, advance, check
 from serverless_pg_kit.waiting import LONGEST, is_ready
 
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
 CONNECTION_OK = int(ConnStatus.OK)
 READABLE = int(Wait.R)
 EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
+
+WaitTimeout = getattr(errors, "_WaitTimeout", None)
+"""What psycopg's own waiting raises after a time that it is given; ``None`` before 3.3.6, which takes none."""
+
+INTERVAL = 0.1
+"""Seconds after which that looks whether the process was interrupted, as it does for psycopg's connections."""
+
+Late: TypeAlias = Callable[[float], float]
+"""Is called at the deadline of a statement, with the time at which that began; returns until when it may still take."""
 
 
 class LineBase:
@@ -122,16 +134,23 @@ class Line(LineBase):
         with self.conn.lock:
             self.wait(self.conn._rollback_gen(), deadline.at, deadline.now)
 
-    def wait(
-        self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Callable[[float], float] | None = None
-    ) -> RV:
+    def wait(self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Late | None = None) -> RV:
         """Do what ``conn.wait`` does with one of psycopg's own generators, until `until` by the clock `now`.
 
         Then `late` is called, if it is given, with the time at which this began: that may help the generator to an end
         of its own until the later time that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
         """
         begun = now()
-        seconds = until - begun
+        if WaitTimeout is not None:
+            try:  # in C, if psycopg has that
+                return waiting.wait(gen, self.conn.pgconn.socket, INTERVAL, until - begun)
+            except WaitTimeout:
+                pass
+        return self._wait_on(gen, begun, until, now, late)
+
+    def _wait_on(self, gen: PQGen[RV], begun: float, until: float, now: Callable[[], float], late: Late | None) -> RV:
+        """Do what `wait` does, for a generator that has perhaps been waited for since `begun`."""
+        seconds = until - now()
         try:
             wanted = next(gen)
             while True:

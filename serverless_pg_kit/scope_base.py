@@ -62,8 +62,8 @@ class WorkBase:
         until: float,
         isolation_level: IsolationLevel | None,
         read_only: bool | None,
-        *,
         tenant: Tenant | None = None,
+        *,
         transaction: Begins = True,
     ) -> None:
         self.until: float = until

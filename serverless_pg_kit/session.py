@@ -30,7 +30,10 @@ ATTRIBUTES = (
 )
 """psycopg's public attributes that a request may change."""
 
-LISTS = ("_notice_handlers", "_notify_handlers", "_notifies_backlog")
+BACKLOG = "_notifies_backlog"
+"""Where psycopg keeps the notifications that nobody has fetched."""
+
+LISTS = ("_notice_handlers", "_notify_handlers", BACKLOG)
 """psycopg keeps these in private lists, with no public way to empty them. A version without them loses nothing: what
 is not there cannot leak."""
 
@@ -93,14 +96,18 @@ class Baseline:
     """
 
     __slots__ = (
-        "_adaptation",
         "_adapters",
+        "_backlog",
+        "_dumpers",
+        "_dumpers_by_oid",
         "_kept",
         "_lists",
+        "_loaders",
         "_most",
         "_others",
         "_seen",
         "_threshold",
+        "_types",
         "_unconfigured",
         "attributes",
     )
@@ -109,7 +116,8 @@ class Baseline:
         self.attributes: dict[str, Any] = {name: getattr(conn, name) for name in ATTRIBUTES}
         self._unconfigured = unconfigured
         self._adapters = AdaptersMap(conn.adapters)
-        self._adaptation = adaptation(self._adapters)
+        self._types, self._loaders = self._adapters.types._registry, self._adapters._loaders
+        self._dumpers, self._dumpers_by_oid = self._adapters._dumpers, self._adapters._dumpers_by_oid
         self._lists = {name: list(getattr(conn, name)) for name in LISTS if hasattr(conn, name)}
         self._others = {name: value for name, value in vars(conn).items() if name not in drivers_names()}
         self._remember(conn)
@@ -140,15 +148,20 @@ class Baseline:
     def is_kept(self, conn: AnyConnection) -> bool:
         """Tell whether all that psycopg and the user keep on `conn` is as it was.
 
-        That is one look at all of it: mostly nothing has changed since the last time.
+        That is one look at all of it: mostly nothing has changed since the last time. The parts of the map of adapters
+        are shared with the baseline's own, so they compare as equal at once, until one is changed.
         """
         prepared, kept = conn._prepared, self._kept
         try:
             return (
                 conn.__dict__ == self._seen
+                and not self._backlog  # a deque takes long to compare
                 and prepared.prepare_threshold == self._threshold
                 and prepared.prepared_max == self._most
-                and (kept.types._registry, kept._loaders, kept._dumpers, kept._dumpers_by_oid) == self._adaptation
+                and kept.types._registry is self._types
+                and kept._loaders == self._loaders
+                and kept._dumpers == self._dumpers
+                and kept._dumpers_by_oid == self._dumpers_by_oid
             )
         except Exception:  # something hung on by the user cannot be compared
             return False
@@ -171,8 +184,7 @@ class Baseline:
             getattr(conn, name).clear()
             getattr(conn, name).extend(values)
         self._put_back_others(vars(conn))
-        if adaptation(conn.adapters) != self._adaptation:
-            conn._adapters = AdaptersMap(self._adapters)
+        conn._adapters = AdaptersMap(self._adapters)
         self._remember(conn)
 
     def _put_back_others(self, own: dict[str, Any]) -> None:
@@ -185,13 +197,8 @@ class Baseline:
         self._kept = conn.adapters  # psycopg's own map, which it creates at the first touch and fills in place
         self._threshold, self._most = conn._prepared.prepare_threshold, conn._prepared.prepared_max
         # The lists are the same objects all the time; it is their contents that are compared.
-        self._seen = vars(conn) | {name: getattr(conn, name).copy() for name in self._lists}
-
-
-def adaptation(adapters: AdaptersMap) -> tuple[object, ...]:
-    """Return what makes up a map of adapters. Copies compare as equal at once until one is changed: what is in these
-    parts is shared by then."""
-    return adapters.types._registry, adapters._loaders, adapters._dumpers, adapters._dumpers_by_oid
+        self._seen = vars(conn) | {name: getattr(conn, name).copy() for name in self._lists if name != BACKLOG}
+        self._backlog = getattr(conn, BACKLOG, None)
 
 
 def transaction_mode(

@@ -65,11 +65,11 @@ class AsyncEngine(Warm):
         if outer is None or not outer.is_open:
             tenant = None if conninfo is None else self._tenant(conninfo)
             until = math.inf if deadline is None else self._now() + deadline
-            return Request(self, until, isolation_level, read_only, tenant=tenant)
+            return Request(self, until, isolation_level, read_only, tenant)
         tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
         if join and outer._is_for(tenant):
             return JoinedRequest(outer)
-        return Request(self, self._inherited(outer, deadline), isolation_level, read_only, tenant=tenant)
+        return Request(self, self._inherited(outer, deadline), isolation_level, read_only, tenant)
 
     def scope(
         self,
@@ -97,14 +97,12 @@ class AsyncEngine(Warm):
         outer = self._current.get()
         if outer is None or not outer.is_open:
             tenant = None if conninfo is None else self._tenant(conninfo)
-            return Scope(
-                self, self._until(deadline), isolation_level, read_only, tenant=tenant, transaction=transaction
-            )
+            return Scope(self, self._until(deadline), isolation_level, read_only, tenant, transaction=transaction)
         tenant = outer._tenant if conninfo is None else self._tenant(conninfo)
         if join and outer._is_for(tenant):
             return JoinedScope(outer)
         until = self._inherited(outer, deadline)
-        return Scope(self, until, isolation_level, read_only, tenant=tenant, transaction=transaction)
+        return Scope(self, until, isolation_level, read_only, tenant, transaction=transaction)
 
     def _inherited(self, outer: Work, deadline: float | None) -> float:
         return outer.until if deadline is None else self._until(deadline)
@@ -134,7 +132,7 @@ class AsyncEngine(Warm):
         tenant = self._tenant(conninfo) if conninfo is not None else None if outer is None else outer._tenant
         while True:
             run += 1
-            request = Request(self, until.at, isolation_level, read_only, tenant=tenant)
+            request = Request(self, until.at, isolation_level, read_only, tenant)
             try:
                 async with request as conn:
                     return await work(conn)
@@ -170,7 +168,7 @@ class AsyncEngine(Warm):
             await self._abort(scope)
             scope = None
         if scope is None:
-            scope = Scope(self, self._until(deadline), None, None, tenant=tenant)
+            scope = Scope(self, self._until(deadline), None, None, tenant)
             scope.begun_by_hand = True
             conn = await scope.connection
             self._current.set(scope)
@@ -211,7 +209,7 @@ class AsyncEngine(Warm):
         if the server cannot tell, as behind a pooler.
         """
         tenant = None if conninfo is None else self._tenant(conninfo)
-        slot = await self._acquire(Scope(self, self._until(None), None, None, tenant=tenant))
+        slot = await self._acquire(Scope(self, self._until(None), None, None, tenant))
         slot.wants_census, slot.census, lease = True, None, None
         try:
             if slot.hook is not None:

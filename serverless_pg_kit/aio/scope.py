@@ -99,7 +99,7 @@ class Joined(Work):
     __slots__ = ("_joined",)
 
     def __init__(self, outer: Work) -> None:
-        super().__init__(outer._engine, outer.until, outer.isolation_level, outer.read_only, tenant=outer._tenant)
+        super().__init__(outer._engine, outer.until, outer.isolation_level, outer.read_only, outer._tenant)
         self._joined = outer
 
     @property

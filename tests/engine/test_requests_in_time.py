@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +13,11 @@ from typing import Any
 import psycopg
 import pytest
 from proxy import Proxy
-from support import NOTICES_DISCARDS, check_replaced_soon, eventually
+from psycopg import generators
+from psycopg.pq import ExecStatus
+from support import NOTICES_DISCARDS, SYNC_ONLY, check_replaced_soon, eventually
 
-from serverless_pg_kit import AcquireTimeout, Engine
+from serverless_pg_kit import AcquireTimeout, Engine, line
 from serverless_pg_kit.clock import Clock
 from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.events import Event, HeldUnused, Thawed
@@ -102,6 +106,50 @@ def test_late_statement_is_cancelled_with_an_old_libpq_too(
     with pytest.raises(errors_at_the_deadline(server)), engine.request(deadline=0.6) as conn:
         conn.execute("select pg_sleep(0.3)")
         conn.execute("select pg_sleep(5)")
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_statement_that_meets_the_deadline_is_told_from_when_it_began(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch, bounded: bool
+) -> None:
+    """Whether psycopg's own waiting takes a time-out or not: by its begin it is decided who cancels it."""
+    if not bounded:
+        monkeypatch.setattr(line, "WaitTimeout", None)
+    heard: list[float] = []
+
+    def late(begun: float) -> float:
+        heard.extend([begun, time.monotonic()])
+        conn.cancel()
+        return time.monotonic() + 10
+
+    with psycopg.connect(server.dsn, autocommit=True) as conn:
+        conn.pgconn.send_query(b"select pg_sleep(30)")
+        started = time.monotonic()
+        [result] = line.Line(conn).wait(generators.execute(conn.pgconn), started + 0.3, time.monotonic, late)
+    assert result.status == ExecStatus.FATAL_ERROR
+    begun, told = heard
+    assert started <= begun < started + 0.3 <= told
+
+
+@SYNC_ONLY
+def test_statement_with_a_deadline_can_be_interrupted(make_engine: Any) -> None:
+    """By a signal, such as Ctrl-C's, long before the deadline."""
+    engine = make_engine()
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    alarm = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGUSR1])
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt), engine.request(deadline=20.0) as conn:
+            alarm.start()
+            conn.execute("select pg_sleep(15)")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - started < 2.5
+    assert engine.stats.in_use == 0
 
 
 def test_many_short_statements_end_at_the_deadline(make_engine: Any, server: PostgresServer) -> None:
