@@ -14,7 +14,7 @@ from psycopg import Connection, OperationalError, errors, waiting
 from psycopg.abc import RV, PQGen
 from psycopg.pq import ConnStatus
 from psycopg.pq.abc import PGresult
-from psycopg.waiting import Wait
+from psycopg.waiting import Ready, Wait
 
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.exchange import Answers, advance, check
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
 CONNECTION_OK = int(ConnStatus.OK)
 READABLE = int(Wait.R)
+NOT_READY: Ready = Ready.NONE
+"""What a generator of psycopg's is told if what it waits for has not happened. Those in C take no ``None``."""
+
 EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
 
-WaitTimeout = getattr(errors, "_WaitTimeout", None)
+WaitTimeout: type[OperationalError] | None = getattr(errors, "_WaitTimeout", None)
 """What psycopg's own waiting raises after a time that it is given; ``None`` before 3.3.6, which takes none."""
 
 INTERVAL = 0.1
@@ -140,19 +143,15 @@ class Line(LineBase):
         Then `late` is called, if it is given, with the time at which this began: that may help the generator to an end
         of its own until the later time that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
         """
-        begun = now()
+        begun, ready = now(), None
         if WaitTimeout is not None:
             try:  # in C, if psycopg has that
                 return waiting.wait(gen, self.conn.pgconn.socket, INTERVAL, until - begun)
             except WaitTimeout:
-                pass
-        return self._wait_on(gen, begun, until, now, late)
-
-    def _wait_on(self, gen: PQGen[RV], begun: float, until: float, now: Callable[[], float], late: Late | None) -> RV:
-        """Do what `wait` does, for a generator that has perhaps been waited for since `begun`."""
+                ready = NOT_READY  # the generator stands where it waits
         seconds = until - now()
         try:
-            wanted = next(gen)
+            wanted = next(gen) if ready is None else gen.send(ready)
             while True:
                 if wanted != READABLE:
                     happened = is_ready(self.conn.pgconn.socket, EVENTS[wanted], seconds)

@@ -14,6 +14,7 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.abc import RV, PQGen
 from psycopg.pq.abc import PGresult
+from psycopg.waiting import Ready
 
 from serverless_pg_kit.aio.waiting import is_ready
 from serverless_pg_kit.decisions.deadline import Deadline
@@ -113,16 +114,22 @@ class Line(LineBase):
             await self.wait(self.conn._rollback_gen(), deadline.at, deadline.now)
 
     async def wait(
-        self, gen: PQGen[RV], until: float, now: Callable[[], float], late: Callable[[float], Any] | None = None
+        self,
+        gen: PQGen[RV],
+        until: float,
+        now: Callable[[], float],
+        late: Callable[[float], Any] | None = None,
+        ready: Ready | None = None,
     ) -> RV:
         """Do what ``conn.wait`` does with one of psycopg's own generators, until `until` by the clock `now`.
 
         Then `late` is called, if it is given, with the time at which this began: that may help the generator to an end
-        of its own until the later time that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises.
+        of its own until the later time that it returns. Raises `ExchangeTimeout` after that, and what `gen` raises. One
+        that was begun before is told first what is `ready`.
         """
         begun = now()
         try:
-            wanted = next(gen)
+            wanted = next(gen) if ready is None else gen.send(ready)
             while True:
                 if await is_ready(self.conn.pgconn.socket, EVENTS[wanted], min(LOOK, until - now())):
                     wanted = gen.send(wanted)  # Ready and Wait have the same values

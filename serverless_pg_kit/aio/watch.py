@@ -20,6 +20,7 @@ from psycopg.pq import TransactionStatus
 from serverless_pg_kit.aio.waiting import uninterrupted
 from serverless_pg_kit.decisions.deadline import ORPHAN_GRACE
 from serverless_pg_kit.decisions.role import is_refused_write
+from serverless_pg_kit.line import NOT_READY
 from serverless_pg_kit.session import put
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Watch:
         """Cancel what runs, as psycopg does when a task is cancelled: the connection can go on."""  # async only
         if self._conn.pgconn.transaction_status == TransactionStatus.ACTIVE:  # async only
             with suppress(Error):  # async only
-                await self._line.wait(gen, await self._cancel(), self._now)  # async only
+                await self._line.wait(gen, await self._cancel(), self._now, ready=NOT_READY)  # async only
 
 
 class PauseWatch(Watch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from aio_support import Interrupted, pid_of, sleepers, slow_commit, soon, write
+from psycopg.pq import TransactionStatus
 from support import entries, eventually, sessions
 
 from serverless_pg_kit import AcquireTimeout, AsyncEngine, CommitUnknown
@@ -354,6 +357,32 @@ def test_cancelled_again_and_again(run: Run, engine: AsyncEngine, superuser: Any
 
     run(main())
     assert (engine.stats.connects, engine.stats.cancels, engine.stats.in_use) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("deadline", [None, 30.0])
+def test_cancelled_while_a_statement_is_being_sent(run: Run, engine: AsyncEngine, deadline: float | None) -> None:
+    """To a backend that stands still, say: the task is cancelled, and nothing else is raised."""
+
+    async def send(conn: Any) -> None:
+        await conn.execute("select length(%s)", ["x" * 20_000_000])
+
+    async def main() -> None:
+        async with engine.request(deadline=deadline) as conn:
+            pid = conn.info.backend_pid
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                task = asyncio.create_task(send(conn))
+                await soon(lambda: conn.pgconn.transaction_status == TransactionStatus.ACTIVE)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        run(main())
+    assert engine.stats.in_use == 0
 
 
 def test_connection_is_closed_by_another_task(run: Run, engine: AsyncEngine, superuser: Any) -> None:

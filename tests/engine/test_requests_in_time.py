@@ -23,6 +23,9 @@ from serverless_pg_kit.closing import PREPARE_AFTER
 from serverless_pg_kit.events import Event, HeldUnused, Thawed
 from serverless_pg_kit.testing import PostgresServer
 
+MORE_THAN_BUFFERS_HOLD = 20_000_000
+"""Bytes on their way between a client and a server."""
+
 
 class Hands:
     """Clocks that stand still until they are moved; sleeping moves them."""
@@ -94,6 +97,22 @@ def test_statement_on_a_line_that_fell_silent_ends_with_the_request(
         proxy.hush(newcomers=True)
         conn.execute("select 1")
     assert time.monotonic() - started < 3.0
+    assert engine.stats.open == 0
+
+
+def test_statement_that_is_not_taken_ends_with_the_request(make_engine: Any) -> None:
+    """A backend that stands still does not even read what is sent: that is waited for until the deadline as well."""
+    engine = make_engine()
+    stopped: list[int] = []
+    started = time.monotonic()
+    try:
+        with pytest.raises(psycopg.OperationalError), engine.request(deadline=0.7) as conn:
+            stopped.append(conn.info.backend_pid)
+            os.kill(stopped[0], signal.SIGSTOP)
+            conn.execute("select length(%s)", ["x" * MORE_THAN_BUFFERS_HOLD])
+    finally:
+        os.kill(stopped[0], signal.SIGCONT)
+    assert 0.6 < time.monotonic() - started < 3.0
     assert engine.stats.open == 0
 
 
