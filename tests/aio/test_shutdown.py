@@ -54,9 +54,10 @@ def test_interpreter_exits_with_an_open_engine(
         "persistent loop": "loop = asyncio.new_event_loop(); loop.run_until_complete(main()); loop.close()",
     }[stage]
     program = f"""
-        import asyncio, {library}
+        import asyncio, logging, {library}
         from serverless_pg_kit import AsyncEngine
 
+        logging.getLogger("asyncio").setLevel("ERROR")  # on a busy machine it warns of steps that took long
         engine = AsyncEngine(conninfo={server.dsn!r}, application_name="exits")
 
         async def main():
