@@ -248,8 +248,12 @@ class Acquiring(AcquiringBase):
         configure: Callable[[Any], object] | None = self.settings.configure
         if configure is None:
             return False
-        with counted_waits(conn) as waits:
-            await completed(configure(conn))
+        hidden = self._current.set(None)  # it would wait for the very connection that it configures
+        try:
+            with counted_waits(conn) as waits:
+                await completed(configure(conn))
+        finally:
+            self._current.reset(hidden)
         if conn.pgconn.transaction_status != TransactionStatus.IDLE:
             raise SettingsError("configure left a transaction open: commit it, or set autocommit first")
         return bool(waits)

@@ -147,6 +147,27 @@ def test_configure_that_leaves_a_transaction_open_is_refused(make_engine: Any) -
     assert engine.stats.open == 0
 
 
+@pytest.mark.parametrize("kind", ["request", "scope"])
+def test_configure_is_no_part_of_the_request(make_engine: Any, kind: str) -> None:
+    """What it asks of the engine is not for the connection that is just being configured: it would wait for itself."""
+    told: list[str] = []
+
+    def configure(conn: psycopg.Connection[Any]) -> None:
+        try:
+            engine.connection.execute("select 1")
+        except RuntimeError as error:
+            told.append(str(error))
+
+    engine = make_engine(configure=configure)
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(getattr(engine, kind)())
+        conn = made if kind == "request" else made.connection
+        assert conn.execute("select 1").fetchone() == (1,)
+        assert engine.connection is conn
+    assert [text.partition(":")[0] for text in told] == ["no request is open"]
+    assert engine.stats.connects == 1
+
+
 def test_connect_inside_a_request_does_not_hide_its_loss(make_engine: Any, superuser: Any) -> None:
     """connect() in a request whose connection died joins it; nobody goes on as if its work were still there."""
     engine = make_engine()
