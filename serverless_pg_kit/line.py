@@ -36,6 +36,9 @@ WaitTimeout: type[OperationalError] | None = getattr(errors, "_WaitTimeout", Non
 INTERVAL = 0.1
 """Seconds after which that looks whether the process was interrupted, as it does for psycopg's connections."""
 
+LOOK = round(INTERVAL * 1000)
+"""Milliseconds without an answer after which it is looked whether the message was sent."""
+
 Late: TypeAlias = Callable[[float], float]
 """Is called at the deadline of a statement, with the time at which that began; returns until when it may still take."""
 
@@ -99,8 +102,7 @@ class Line(LineBase):
         pgconn = self.conn.pgconn
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
             self._wait_for(select.POLLIN | select.POLLOUT, deadline)
-        self._wait_for(select.POLLIN, deadline)
-        while not advance(pgconn, results):
+        while not advance(pgconn, results):  # the answer may have come already, with the rest still to send
             self._wait_for(select.POLLIN, deadline)
 
     def _wait_for(self, events: int, deadline: Deadline) -> None:
@@ -115,14 +117,15 @@ class Line(LineBase):
         For a caller who holds the connection's lock, and in a hurry: he looks at the last one, because what follows an
         error in a message is not run.
         """
-        pgconn, poll = self.conn.pgconn, self.poll
-        while pgconn.flush():
-            self._wait_for(select.POLLIN | select.POLLOUT, Deadline(until, now))
-        seconds = until - begun
+        pgconn, poll, seconds = self.conn.pgconn, self.poll, until - begun
         while True:
-            if not poll(None if seconds > LONGEST else seconds * 1000 if seconds > 0 else 0):
+            if poll(LOOK if seconds > INTERVAL else seconds * 1000 if seconds > 0 else 0):
+                pgconn.consume_input()
+            elif pgconn.flush():  # the socket takes a short message at once: that is looked at only if no answer comes
+                self._take_in(results, Deadline(until, now))
+                return
+            else:
                 check(Deadline(until, now), False)
-            pgconn.consume_input()
             while not pgconn.is_busy():  # this is `advance` without a call; no message of the kit's holds a COPY
                 if (result := pgconn.get_result()) is None:
                     return

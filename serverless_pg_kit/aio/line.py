@@ -87,8 +87,7 @@ class Line(LineBase):
         pgconn = self.conn.pgconn
         while pgconn.flush():  # the server may have to be listened to before it takes the rest
             await self._wait_for(select.POLLIN | select.POLLOUT, deadline)
-        await self._wait_for(select.POLLIN, deadline)
-        while not advance(pgconn, results):
+        while not advance(pgconn, results):  # the answer may have come already, with the rest still to send
             await self._wait_for(select.POLLIN, deadline)
 
     async def _wait_for(self, events: int, deadline: Deadline) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +30,7 @@ from serverless_pg_kit.events import Reused
 from serverless_pg_kit.session import BACKLOG, Baseline, drivers_names
 from serverless_pg_kit.slots import OUTDATED, Slot
 from serverless_pg_kit.testing import InstantClock, PostgresServer
+from serverless_pg_kit.watch import GRACE
 
 SETTLED = PREPARE_AFTER + 4
 """After so many alike requests a connection has all that the kit prepares."""
@@ -125,12 +128,41 @@ def test_line_that_is_cut_in_the_open_costs_a_connection_and_no_request(
     assert (engine.stats.losses, engine.stats.connects, engine.stats.open) == (1, 2, 1)
 
 
+def test_deadline_holds_on_what_replaces_a_lost_connection(
+    make_engine: Any, proxy: Proxy, server: PostgresServer
+) -> None:
+    """A statement that begins late on it ends with the request, not when the server's time-out for it is over."""
+    engine = make_engine(conninfo=proxy.reroute(server.dsn), max_wait=0.5)
+    settled(engine)
+    proxy.arm(Cut(0, "server", b"BEGIN"))
+    with pytest.raises(psycopg.errors.QueryCanceled), engine.request(deadline=1.2) as conn:
+        time.sleep(2 * GRACE)
+        conn.execute("select pg_sleep(60)")
+    assert (engine.stats.losses, engine.stats.connects, engine.stats.cancels) == (1, 2, 1)
+
+
 def test_silent_line_is_replaced_soon(make_engine: Any, proxy: Proxy, server: PostgresServer) -> None:
     """A connection that lost its server without a word costs about a second."""
     engine = make_engine(conninfo=proxy.reroute(server.dsn))
     lost = settled(engine, None).conn
     proxy.hush()
     check_replaced_soon(engine, lost)
+
+
+def test_message_larger_than_the_socket_takes_at_once(make_engine: Any) -> None:
+    """The rest is sent, too, and an answer that is there by then is not waited for: here the message is long by the
+    settings that every request starts from."""
+    large = "x" * 400_000
+    engine = make_engine(session={"kit.large": large})
+    slot = settled(engine)
+    with socket.socket(fileno=os.dup(slot.conn.pgconn.socket)) as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    for _ in range(6):
+        with engine.request(deadline=30.0) as conn:
+            assert conn.execute("show kit.large").fetchone() == (large,)
+            conn.execute("set kit.large = ''")
+    assert [slot] == engine._slots._idle
+    assert engine.stats.connects == 1
 
 
 def test_error_in_the_open_is_the_callers(make_engine: Any) -> None:
