@@ -13,7 +13,7 @@ from serverless_pg_kit.acquire import Acquiring
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER, CleaningBase
 from serverless_pg_kit.closing import Closing
 from serverless_pg_kit.commit import has_committed, outcome_of
-from serverless_pg_kit.decisions.cleaning import CleanReport, report_room
+from serverless_pg_kit.decisions.cleaning import INTERRUPTED, CleanReport, report_room
 from serverless_pg_kit.decisions.deadline import Deadline, milliseconds
 from serverless_pg_kit.decisions.ending import Ending, Outcome
 from serverless_pg_kit.decisions.lease import Lease
@@ -26,7 +26,6 @@ from serverless_pg_kit.slots import Slot
 from serverless_pg_kit.statements import ENDLESS
 from serverless_pg_kit.waiting import FAILURES
 
-INTERRUPTED = CleanReport("closed", "interrupted")
 NOTHING_DUE = CleanReport("kept", "no census was due")
 POOLED = CleanReport("kept", "a pooler stands between: nobody is counted or ended, its sessions are not ours")
 

@@ -21,28 +21,21 @@ class Work(WorkBase):
 
     __slots__ = ()
 
-    _make_lock = Lock
-
     @property
     def connection(self) -> Connection[Any]:
-        """The request's connection, inside a transaction; acquired at the first touch.
-
-        Raises what `Engine.request` raises, and ``RuntimeError`` once the request has ended. The engine closes it.
-        """
-        with self._lock:  # threads that share the request share its one connection
-            if self.report is not None:
-                raise RuntimeError("this request has ended: its connection may already serve another one")
-            slot = self._slot
-            if slot is None:
-                self._slot = slot = self._engine._acquire(self)
-            conn: Connection[Any] = slot.conn
-            return conn
+        """The request's connection, inside a transaction. Raises ``RuntimeError`` outside the block. The engine closes
+        it."""
+        slot = self._slot
+        if slot is None:
+            raise self._no_connection()
+        conn: Connection[Any] = slot.conn
+        return conn
 
     def end(self) -> CleanReport:
         """End the request where no ``with`` block can: commit, or roll back after `fail`; then clean. Idempotent.
 
-        A request that was never entered is nobody's current one: its holder passes its `connection` on. Raises what
-        the end of `Engine.request` raises.
+        A `Scope` that was never entered is nobody's current request: its holder passes its `connection` on. Raises
+        what the end of `Engine.request` raises.
         """
         self.__exit__(None, None, None)
         return self.report or UNTOUCHED
@@ -61,27 +54,55 @@ class Work(WorkBase):
 class Scope(Work):
     """A request in a ``with`` block that gives the request itself. Made by `Engine.scope`; adapters stand on it.
 
-    It acquires nothing until its `connection` is touched.
+    It acquires nothing until its `connection` is touched. Entered again after its end it raises ``RuntimeError``.
     """
 
     __slots__ = ()
 
+    _make_lock = Lock
+
+    @property
+    def connection(self) -> Connection[Any]:
+        """The request's connection, inside a transaction; acquired at the first touch.
+
+        Raises what `Engine.request` raises, and ``RuntimeError`` once the request has ended. The engine closes it.
+        """
+        with self._lock:  # threads that share the request share its one connection
+            if self.report is not None:
+                raise self._no_connection()
+            slot = self._slot
+            if slot is None:
+                self._slot = slot = self._engine._acquire(self)
+                if self.report is not None:
+                    raise self._ended_meanwhile()
+            conn: Connection[Any] = slot.conn
+            return conn
+
     def __enter__(self) -> Scope:
+        if self.report is not None:
+            raise self._entered_before()
         self._begin()
         return self
 
 
 class Request(Work):
-    """A request in a ``with`` block that gives its connection, acquired at once. Made by `Engine.request`."""
+    """A request in a ``with`` block that gives its connection, acquired at once. Made by `Engine.request`.
+
+    Entered a second time it raises ``RuntimeError``.
+    """
 
     __slots__ = ()
 
     def __enter__(self) -> Connection[Any]:
+        if self._slot is not None or self.report is not None:
+            raise self._entered_before()
         current = self._engine._current
         self._outer = current.get()
         current.set(self)
         try:
             self._slot = slot = self._engine._acquire(self)
+            if self.report is not None:
+                raise self._ended_meanwhile()
             conn: Connection[Any] = slot.conn
             return conn
         except BaseException as error:

@@ -54,7 +54,8 @@ class WorkBase:
         "until",
     )
 
-    _make_lock: ClassVar[Any]
+    _make_lock: ClassVar[type[Any] | None] = None
+    """For requests that may be touched by several threads or tasks while they acquire; ``None`` for all others."""
 
     def __init__(
         self,
@@ -75,7 +76,8 @@ class WorkBase:
         self.begun_by_hand: bool = False
         self._engine = engine
         self._tenant = tenant
-        self._lock = self._make_lock()
+        make_lock = self._make_lock
+        self._lock: Any = None if make_lock is None else make_lock()
         self._process = processes.generation
         self._slot: Slot | None = None
         self._outer: WorkBase | None = None
@@ -111,6 +113,22 @@ class WorkBase:
         slot = self._slot
         if slot is not None and not self.is_idle and has_prepared(slot.conn):
             self._engine._forget_prepared(slot)
+
+    def _no_connection(self) -> RuntimeError:
+        """Return the error for somebody who touches a request that has no connection and acquires none."""
+        if self.report is None:
+            return RuntimeError("this request has not begun: its connection is what its `with` block gives")
+        return RuntimeError("this request has ended: its connection may already serve another one")
+
+    def _ended_meanwhile(self) -> RuntimeError:
+        """Return the error for a request that was ended while it acquired: by a signal handler that closed the engine,
+        say. It ends once more, so that its connection is given back."""
+        self.report = None
+        return RuntimeError("this request was ended, by close() perhaps, while it acquired its connection")
+
+    def _entered_before(self) -> RuntimeError:
+        """Return the error for somebody who enters a request that has begun, or ended, before."""
+        return RuntimeError("a request is entered once: call engine.request() or engine.scope() for each `with` block")
 
     @property
     def is_direct(self) -> bool | None:

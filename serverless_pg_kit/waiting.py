@@ -17,7 +17,8 @@ from serverless_pg_kit.errors import SettingsError
 
 T = TypeVar("T")
 
-Lock = threading.Lock
+Lock: type[Any] = type(threading.RLock())
+"""Keeps other threads out, but not the signal handlers of its own."""
 
 FAILURES = Exception
 """What the end of a request may fail with and still has to be told the outcome of."""

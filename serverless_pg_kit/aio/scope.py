@@ -20,28 +20,21 @@ class Work(WorkBase):
 
     __slots__ = ()
 
-    _make_lock = Lock
-
     @property
     async def connection(self) -> AsyncConnection[Any]:
-        """The request's connection, inside a transaction; acquired at the first touch.
-
-        Raises what `Engine.request` raises, and ``RuntimeError`` once the request has ended. The engine closes it.
-        """
-        async with self._lock:  # tasks that share the request share its one connection
-            if self.report is not None:
-                raise RuntimeError("this request has ended: its connection may already serve another one")
-            slot = self._slot
-            if slot is None:
-                self._slot = slot = await self._engine._acquire(self)
-            conn: AsyncConnection[Any] = slot.conn
-            return conn
+        """The request's connection, inside a transaction. Raises ``RuntimeError`` outside the block. The engine closes
+        it."""
+        slot = self._slot
+        if slot is None:
+            raise self._no_connection()
+        conn: AsyncConnection[Any] = slot.conn
+        return conn
 
     async def end(self) -> CleanReport:
         """End the request where no ``with`` block can: commit, or roll back after `fail`; then clean. Idempotent.
 
-        A request that was never entered is nobody's current one: its holder passes its `connection` on. Raises what
-        the end of `Engine.request` raises.
+        A `Scope` that was never entered is nobody's current request: its holder passes its `connection` on. Raises
+        what the end of `Engine.request` raises.
         """
         await self.__aexit__(None, None, None)
         return self.report or UNTOUCHED
@@ -56,7 +49,8 @@ class Work(WorkBase):
             current.set(self._outer)
         if kind is GeneratorExit and (self._slot is None or not is_loop_running()):  # async only
             return  # async only - its task is being collected: `__del__` sees to the connection
-        if self._slot is None and not self._lock.locked():  # async only - it has ended, or was never touched
+        is_acquiring = self._lock is not None and self._lock.locked()  # async only
+        if self._slot is None and not is_acquiring:  # async only - it has ended, or was never touched
             self._end_untouched()  # async only
             return  # async only
         await uninterrupted(self._engine._end(self))
@@ -65,27 +59,55 @@ class Work(WorkBase):
 class Scope(Work):
     """A request in an ``async with`` block that gives the request itself. Made by `Engine.scope`; adapters stand on it.
 
-    It acquires nothing until its `connection` is touched.
+    It acquires nothing until its `connection` is touched. Entered again after its end it raises ``RuntimeError``.
     """
 
     __slots__ = ()
 
+    _make_lock = Lock
+
+    @property
+    async def connection(self) -> AsyncConnection[Any]:
+        """The request's connection, inside a transaction; acquired at the first touch.
+
+        Raises what `Engine.request` raises, and ``RuntimeError`` once the request has ended. The engine closes it.
+        """
+        async with self._lock:  # tasks that share the request share its one connection
+            if self.report is not None:
+                raise self._no_connection()
+            slot = self._slot
+            if slot is None:
+                self._slot = slot = await self._engine._acquire(self)
+                if self.report is not None:
+                    raise self._ended_meanwhile()
+            conn: AsyncConnection[Any] = slot.conn
+            return conn
+
     async def __aenter__(self) -> Scope:
+        if self.report is not None:
+            raise self._entered_before()
         self._begin()
         return self
 
 
 class Request(Work):
-    """A request in an ``async with`` block that gives its connection, acquired at once. Made by `Engine.request`."""
+    """A request in an ``async with`` block that gives its connection, acquired at once. Made by `Engine.request`.
+
+    Entered a second time it raises ``RuntimeError``.
+    """
 
     __slots__ = ()
 
     async def __aenter__(self) -> AsyncConnection[Any]:
+        if self._slot is not None or self.report is not None:
+            raise self._entered_before()
         current = self._engine._current
         self._outer = current.get()
         current.set(self)
         try:
             self._slot = slot = await self._engine._acquire(self)
+            if self.report is not None:
+                raise self._ended_meanwhile()
             conn: AsyncConnection[Any] = slot.conn
             return conn
         except BaseException as error:

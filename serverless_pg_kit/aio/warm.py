@@ -15,14 +15,14 @@ from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGresult
 
 from serverless_pg_kit import processes
-from serverless_pg_kit.aio.clean import INTERRUPTED, NOTHING_DUE, Cleaning
+from serverless_pg_kit.aio.clean import NOTHING_DUE, Cleaning
 from serverless_pg_kit.aio.scope import Work
 from serverless_pg_kit.aio.waiting import FAILURES
 from serverless_pg_kit.aio.watch import GRACE
 from serverless_pg_kit.clean_base import CLOSE_SECONDS, OVER
 from serverless_pg_kit.commit import has_committed
 from serverless_pg_kit.decisions.classify import Failure
-from serverless_pg_kit.decisions.cleaning import UNTOUCHED, CleanReport
+from serverless_pg_kit.decisions.cleaning import INTERRUPTED, UNTOUCHED, CleanReport
 from serverless_pg_kit.decisions.deadline import Deadline
 from serverless_pg_kit.decisions.ending import Ending
 from serverless_pg_kit.exchange import TUPLES_OK, Answers
@@ -66,6 +66,12 @@ class Warm(Cleaning):
                 message, slot.latest_timeout = routine.prepared_opening, slot.prepared_timeout
             else:
                 message = timed_opening(slot, routine, remaining)
+            is_watched = remaining < math.inf
+            is_watched = True  # async only - any task may be cancelled, and more than once
+            if is_watched and slot.hook is not None:  # it still stands where it stood in the request before
+                slot.watch.until, slot.watch.server_helps_until = until, started + GRACE
+            elif is_watched or slot.hook is not None:
+                self._watch(slot, started, until)
             conn.pgconn.send_query(message)
             # Nobody else has the connection: its lock need not be taken.
             await slot.line.receive(results, started, started + self._patience, self._now)
@@ -77,26 +83,22 @@ class Warm(Cleaning):
                 self._announce.count_reuse()
             else:
                 slot = await self._recover(slot, scope, Answers(results, conn))
-        is_watched = remaining < math.inf
-        is_watched = True  # async only - any task may be cancelled, and more than once
-        if is_watched and slot.hook is not None:  # it still stands where it stood in the request before
-            slot.watch.until, slot.watch.server_helps_until = until, started + GRACE
-        elif is_watched or slot.hook is not None:
-            self._watch(slot, started, until)
         return slot
 
     async def _recover(self, slot: Slot, scope: Work, answers: Answers, error: BaseException | None = None) -> Slot:
         """Return the slot of a request whose open went wrong, by `error` or as the `answers` tell: the same one, opened
         once more, or a new one."""
+        begun = slot.begun
         try:
-            failure = await self._reopen(slot, scope, answers, error)
-            if failure is not None:
-                return await self._open_fresh(scope, self._retry(scope, slot.target, slot.begun))
+            if await self._reopen(slot, scope, answers, error) is None:
+                self._announce.count_reuse()
+            else:
+                slot = await self._open_fresh(scope, self._retry(scope, slot.target, begun))
         except BaseException:
             slot.line.close()
             self._slots.give_back(None)
             raise
-        self._announce.count_reuse()
+        self._watch(slot, begun, scope.until)
         return slot
 
     async def _reopen(self, slot: Slot, scope: Work, answers: Answers, error: BaseException | None) -> Failure | None:
@@ -116,10 +118,13 @@ class Warm(Cleaning):
     async def _end(self, scope: Work) -> CleanReport:
         if scope.report is not None:
             return scope.report
-        async with scope._lock:
-            slot, scope._slot = scope._slot, None
-            scope.report = UNTOUCHED if slot is None else INTERRUPTED
+        if scope._lock is None:
+            slot, scope._slot, scope.report = scope._slot, None, INTERRUPTED
+        else:
+            async with scope._lock:  # another task may be acquiring
+                slot, scope._slot, scope.report = scope._slot, None, INTERRUPTED
         if slot is None:
+            scope.report = UNTOUCHED
             return UNTOUCHED
         conn, wall = slot.conn, self._wall()
         if (

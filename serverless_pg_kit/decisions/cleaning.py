@@ -43,6 +43,9 @@ class CleanReport(NamedTuple):
 UNTOUCHED = CleanReport("kept", "the request needed no connection")
 """The report of a request that acquired nothing."""
 
+INTERRUPTED = CleanReport("closed", "interrupted")
+"""The report of a request whose end has begun and is not done."""
+
 
 def is_short(census: Census, conn_utilization: float) -> bool:
     """Tell whether more than `conn_utilization` of the scarcest limit is in use: then room has to be made."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import gc
 import math
+import signal
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +16,10 @@ import psycopg
 import pytest
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
-from support import entries
+from support import SYNC_ONLY, entries, eventually
 
 from serverless_pg_kit import Engine, TransactionFailed
-from serverless_pg_kit.events import Event, RolledBack
+from serverless_pg_kit.events import Committed, Event, RolledBack
 from serverless_pg_kit.testing import PostgresServer
 
 
@@ -76,6 +79,167 @@ def test_connection_of_an_ended_request_is_refused(make_engine: Any) -> None:
         assert scope.connection
     with pytest.raises(RuntimeError, match="has ended"):
         scope.connection  # noqa: B018 - the access is the test
+
+
+def test_request_has_a_connection_only_in_its_block(make_engine: Any) -> None:
+    """`engine.request()` acquires when it is entered: whoever touches it before or after is told so."""
+    engine = make_engine()
+    request = engine.request()
+    with pytest.raises(RuntimeError, match="has not begun"):
+        request.connection  # noqa: B018 - the access is the test
+    with request as conn:
+        assert request.connection is conn is engine.connection
+    with pytest.raises(RuntimeError, match="has ended"):
+        request.connection  # noqa: B018 - the access is the test
+    assert engine.stats.connects == 1
+
+
+def one_inside_another(engine: Engine) -> weakref.ref[Any]:
+    """Serve a request inside another one; return a reference to that."""
+    with engine.scope() as outer, engine.request(join=False) as conn:
+        assert outer.connection is not conn
+        return weakref.ref(outer)
+
+
+def test_ended_requests_are_forgotten(server: PostgresServer) -> None:
+    """A thread that has served requests, one inside another too, keeps but the latest, and not the engine with it."""
+    engine = Engine(conninfo=server.dsn)
+    requests = [one_inside_another(engine) for _ in range(3)]
+    with engine.request(deadline=30.0):
+        pass
+    gc.collect()
+    assert [request for request in requests if request() is not None] == []
+    engine.close()
+    remembered = weakref.ref(engine)
+    del engine
+    gc.collect()
+    assert remembered() is None
+
+
+@SYNC_ONLY  # the others run each call in a context of its own
+def test_end_in_another_context_leaves_that_alone(make_engine: Any) -> None:
+    """A request that ends where it did not begin makes the one around it nobody else's current one."""
+    engine, elsewhere = make_engine(), contextvars.Context()
+    with engine.scope():
+        with contextlib.ExitStack() as stack:
+            inner = stack.enter_context(engine.scope(join=False))
+            assert inner.connection is engine.connection
+            elsewhere.run(stack.close)
+        assert inner.report.decision == "kept"
+        with pytest.raises(RuntimeError, match="no request is open"):
+            elsewhere.run(lambda: engine.connection)
+
+
+@pytest.mark.parametrize("join", [True, False])
+def test_request_after_one_that_has_ended(make_engine: Any, join: bool) -> None:
+    """It is a request of its own, wherever the other one stood: inside an outer one, or alone."""
+    engine = make_engine()
+    with engine.request():
+        pass
+    with engine.scope() as outer:
+        with engine.request(join=False) as inner:
+            pass
+        assert engine.connection is outer.connection
+        with engine.request(join=join) as conn:
+            assert (conn is outer.connection) == join
+    with pytest.raises(RuntimeError, match="no request is open"):
+        engine.connection  # noqa: B018 - the access is the test
+    with engine.request(join=join) as conn:
+        assert engine.connection is conn
+    assert inner is not None
+    assert (engine.stats.in_use, engine.stats.rollbacks) == (0, 0)
+
+
+@SYNC_ONLY  # its tests have the same with tasks
+def test_end_waits_for_a_thread_that_acquires(make_engine: Any) -> None:
+    """A scope that ends while another thread is about to get its connection gives that back as well."""
+    engine = make_engine(max_size=1, max_wait=10.0)
+    scope = engine.scope()
+
+    with engine.request():
+        thread = threading.Thread(target=lambda: scope.connection)
+        thread.start()
+        assert eventually(lambda: engine.stats.waiting == 1)
+        ender = threading.Thread(target=scope.end)
+        ender.start()
+    thread.join(10.0)
+    ender.join(10.0)
+    assert [thread.is_alive(), ender.is_alive()] == [False, False]
+    assert scope.report.decision == "kept"
+    assert (engine.stats.in_use, engine.stats.open, engine.stats.commits) == (0, 1, 2)
+
+
+@SYNC_ONLY  # no listener awaits
+def test_request_that_is_about_to_end_acquires_nothing(make_engine: Any) -> None:
+    """Whoever touches it while its COMMIT is told hears that it has ended: nobody would end it again."""
+    told: list[str] = []
+
+    def touch(event: Event) -> None:
+        if isinstance(event, Committed):
+            with pytest.raises(RuntimeError) as caught:
+                scope.connection  # noqa: B018 - the access is the test
+            told.append(str(caught.value))
+
+    engine = make_engine(on_event=touch)
+    with engine.scope() as scope:
+        scope.connection.execute("select 1")
+    assert ["has ended" in text for text in told] == [True]
+    assert (engine.stats.connects, engine.stats.in_use) == (1, 0)
+
+
+@SYNC_ONLY  # signal handlers close no AsyncEngine
+@pytest.mark.parametrize("kind", ["request", "scope"])
+def test_signal_handler_that_closes_the_engine_while_a_request_acquires(make_engine: Any, kind: str) -> None:
+    """It does not wait for the request that it interrupts, which hears of it and commits nothing."""
+    engine = make_engine(max_size=1, max_wait=10.0)
+    is_closed, main = threading.Event(), threading.get_ident()
+
+    def close(*values: Any) -> None:
+        engine.close()
+        is_closed.set()
+
+    def hold() -> None:
+        with engine.request():
+            assert eventually(lambda: engine.stats.waiting == 1)
+            signal.pthread_kill(main, signal.SIGALRM)
+            assert is_closed.wait(10.0)
+
+    before = signal.signal(signal.SIGALRM, close)
+    holder = threading.Thread(target=hold)
+    try:
+        holder.start()
+        assert eventually(lambda: engine.stats.in_use == 1)
+        with pytest.raises(RuntimeError, match="while it acquired"), getattr(engine, kind)():
+            engine.connection.execute("select 1")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        holder.join(10.0)
+    assert engine.stats.in_use == 0
+    with engine.request() as conn:
+        assert conn.execute("select 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("kind", ["request", "scope"])
+def test_request_is_entered_once(make_engine: Any, kind: str) -> None:
+    """Who keeps the object at module level, and enters it in each invocation, is told in the second one."""
+    engine = make_engine()
+    request = getattr(engine, kind)()
+    with request:
+        engine.connection.execute("select 1")
+    with pytest.raises(RuntimeError, match="entered once"), request:
+        pass
+    assert (engine.stats.in_use, engine.stats.open) == (0, 1)
+
+
+def test_request_that_is_entered_while_it_is_open(make_engine: Any) -> None:
+    """It has one connection, and keeps it."""
+    engine = make_engine()
+    request = engine.request()
+    with request as conn:
+        with pytest.raises(RuntimeError, match="entered once"), request:
+            pass
+        assert conn.execute("select 1").fetchone() == (1,)
+    assert (engine.stats.in_use, engine.stats.open, engine.stats.commits) == (0, 1, 1)
 
 
 def test_request_without_a_block(make_engine: Any, ledger: str, superuser: Any) -> None:
