@@ -120,7 +120,7 @@ class Warm(Cleaning):
         if scope._lock is None:
             slot, scope._slot, scope.report = scope._slot, None, INTERRUPTED
         else:
-            with scope._lock:  # another task may be acquiring
+            with scope._lock:  # somebody else may be acquiring
                 slot, scope._slot, scope.report = scope._slot, None, INTERRUPTED
         if slot is None:
             scope.report = UNTOUCHED
